@@ -1,0 +1,93 @@
+# make train      install, then train the quickstart and compare before with after
+# make headline   the full recipe over several seeds
+# make test       install, then run the tests
+# make check      lint, types, import contracts (changes nothing)
+# make checkpoint rebuild the bundled tiny model from nothing
+#
+# Every target may be called again; what is installed already is not installed twice.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+STAMPS := $(VENV)/stamps
+
+# Training picks up more settings after the recipe: make train ARGS="seed=1 out=runs/mine"
+QUICKSTART ?= training/configs/quickstart.yaml
+HEADLINE ?= training.headline
+CHECKPOINT ?= training.sft
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train headline checkpoint test lint types imports check format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# ---------------------------------------------------------------------------------------------------- installing
+
+$(STAMPS)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); call: make PYTHON=python3.11 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# torch goes first and alone: resolved together with what depends on it, pip may fetch another build and its GPU libraries.
+$(STAMPS)/torch: $(STAMPS)/python constraints.txt
+	@echo "installing torch (once)"
+	$(PIP) torch
+	touch $@
+
+$(STAMPS)/train: $(STAMPS)/torch setup.cfg pyproject.toml constraints.txt
+	@echo "installing the project for training (once)"
+	$(PIP) --editable '.[train,data]'
+	touch $@
+
+$(STAMPS)/test: $(STAMPS)/train setup.cfg pyproject.toml constraints.txt
+	@echo "installing what the tests need (once)"
+	$(PIP) --editable '.[train,data,test]'
+	touch $@
+
+$(STAMPS)/lint: $(STAMPS)/test setup.cfg pyproject.toml constraints.txt
+	@echo "installing the linters (once)"
+	$(PIP) --editable '.[all]'
+	touch $@
+
+install: $(STAMPS)/train
+
+# ------------------------------------------------------------------------------------------------------- running
+
+train: $(STAMPS)/train
+	$(BIN)/python -m training $(QUICKSTART) $(ARGS)
+
+headline: $(STAMPS)/train
+	$(BIN)/python -m $(HEADLINE) $(ARGS)
+
+checkpoint: $(STAMPS)/test
+	$(BIN)/python -m $(CHECKPOINT) $(ARGS)
+
+# ------------------------------------------------------------------------------------------------------ checking
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMPS)/lint
+	$(BIN)/mypy
+
+imports: $(STAMPS)/lint
+	$(BIN)/lint-imports
+
+check: lint types imports
+
+format: $(STAMPS)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

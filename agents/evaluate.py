@@ -1,0 +1,232 @@
+"""What a policy is worth on a set of questions.
+
+Accuracy, reward and searching are means over questions with 95 % intervals from a seeded bootstrap over questions
+(Efron 1979). Both of the paper's search ratios are reported: the share of questions searched at all, and calls over
+the two the fixed plan makes (arXiv 2506.20670, section 4.1 and table 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.policy import Policy
+from agents.rollout import MakeEnv, RolloutLimits, rollout
+from agents.trajectory import Trajectory
+from agents.workflows import ON_DEMAND, Workflow
+from mmsearch_env.questions import Question
+
+SEARCH_FREE = "search_free"
+"""Label of a question that a policy answers without searching."""
+FIXED_PLAN_CALLS = 2
+"""Searches the fixed plan makes for every question; the denominator of the call ratio."""
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over questions with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Means over one set of questions.
+
+    Attributes:
+        questions: how many.
+        reward: the environment's return.
+        accuracy: the answer metric.
+        search_ratio: share of questions with at least one search.
+        call_ratio: searches over those the fixed plan would make.
+        calls: searches for each question.
+        image_searches, text_searches: the same by kind.
+        valid: share of turns whose action the environment accepted.
+    """
+
+    questions: int
+    reward: Estimate
+    accuracy: Estimate
+    search_ratio: Estimate
+    call_ratio: Estimate
+    calls: Estimate
+    image_searches: Estimate
+    text_searches: Estimate
+    valid: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A policy's scores under one workflow.
+
+    Attributes:
+        workflow: its name.
+        overall: over all questions played.
+        by_category: over the questions of each category.
+        search_gap: search ratio on search-required minus search-free questions; None without such labels.
+        unplayed: questions that could not be played (unreadable picture, context too short).
+        tool_errors: failed tool calls.
+        outcomes: one row for each question, for tests of differences.
+    """
+
+    workflow: str
+    overall: Scores
+    by_category: Mapping[str, Scores]
+    search_gap: Estimate | None
+    unplayed: int
+    tool_errors: int
+    outcomes: tuple[Outcome, ...]
+    trajectories: tuple[Trajectory, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the trajectories, as plain data."""
+        data = {
+            name: getattr(self, name) for name in ("workflow", "unplayed", "tool_errors")
+        }
+        return data | {
+            "overall": asdict(self.overall),
+            "by_category": {name: asdict(scores) for name, scores in self.by_category.items()},
+            "search_gap": None if self.search_gap is None else asdict(self.search_gap),
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one question."""
+
+    question_id: str
+    category: str
+    reward: float
+    accuracy: float
+    image_searches: float
+    text_searches: float
+    valid: float
+
+    @property
+    def calls(self) -> float:
+        """Searches of both kinds."""
+        return self.image_searches + self.text_searches
+
+    @property
+    def searched(self) -> float:
+        """1 if there was any search."""
+        return float(self.calls > 0)
+
+
+def evaluate(
+    policy: Policy,
+    make_env: MakeEnv,
+    questions: Sequence[Question],
+    *,
+    seed: int,
+    workflow: Workflow = ON_DEMAND,
+    limits: RolloutLimits | None = None,
+    on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
+) -> Evaluation:
+    """Play every question once. ``make_env`` makes environments with the workflow's rules."""
+    groups = rollout(
+        policy,
+        make_env,
+        questions,
+        group_size=1,
+        seed=seed,
+        workflow=workflow,
+        limits=limits,
+        on_episode=on_episode,
+    )
+    played = [
+        (question, group.trajectories[0])
+        for question, group in zip(questions, groups, strict=True)
+        if group.trajectories[0].turns
+    ]
+    outcomes = tuple(_outcome(question, trajectory) for question, trajectory in played)
+    categories = sorted({outcome.category for outcome in outcomes})
+    return Evaluation(
+        workflow=workflow.name,
+        overall=scores(outcomes),
+        by_category={name: scores([o for o in outcomes if o.category == name]) for name in categories},
+        search_gap=search_gap(outcomes),
+        unplayed=len(questions) - len(played),
+        tool_errors=round(sum(trajectory.counts["n_tool_errors"] for _, trajectory in played)),
+        outcomes=outcomes,
+        trajectories=tuple(trajectory for _, trajectory in played),
+    )
+
+
+def scores(outcomes: Sequence[Outcome]) -> Scores:
+    """Means with intervals over ``outcomes``."""
+
+    def over(value: Callable[[Outcome], float]) -> Estimate:
+        return estimate([value(outcome) for outcome in outcomes])
+
+    return Scores(
+        questions=len(outcomes),
+        reward=over(lambda o: o.reward),
+        accuracy=over(lambda o: o.accuracy),
+        search_ratio=over(lambda o: o.searched),
+        call_ratio=over(lambda o: o.calls / FIXED_PLAN_CALLS),
+        calls=over(lambda o: o.calls),
+        image_searches=over(lambda o: o.image_searches),
+        text_searches=over(lambda o: o.text_searches),
+        valid=over(lambda o: o.valid),
+    )
+
+
+def search_gap(outcomes: Sequence[Outcome]) -> Estimate | None:
+    """Search ratio on questions that need searching minus on those that do not; None if one kind is missing."""
+    free = np.array([o.searched for o in outcomes if o.category == SEARCH_FREE])
+    required = np.array([o.searched for o in outcomes if o.category not in (SEARCH_FREE, "", "unlabelled")])
+    if not len(free) or not len(required):
+        return None
+    draws = _resampled(required) - _resampled(free)
+    return _between(float(required.mean() - free.mean()), draws)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of ``values`` and its bootstrap interval; not-a-number without values."""
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    return _between(float(array.mean()), _resampled(array))
+
+
+def difference(
+    before: Sequence[Outcome], after: Sequence[Outcome], value: Callable[[Outcome], float]
+) -> Estimate:
+    """Mean of ``value`` after minus before over the questions both played, paired by question."""
+    earlier = {outcome.question_id: value(outcome) for outcome in before}
+    pairs = [value(outcome) - earlier[outcome.question_id] for outcome in after if outcome.question_id in earlier]
+    return estimate(pairs)
+
+
+def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
+    return Outcome(
+        question_id=question.id,
+        category=question.category,
+        reward=trajectory.episode_return,
+        accuracy=trajectory.success,
+        image_searches=trajectory.counts["n_image_search"],
+        text_searches=trajectory.counts["n_text_search"],
+        valid=sum(turn.valid for turn in trajectory.turns) / len(trajectory.turns),
+    )
+
+
+def _resampled(values: np.ndarray) -> np.ndarray:
+    """Means of ``_RESAMPLES`` samples drawn with replacement."""
+    rng = np.random.default_rng(0)
+    return values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
+
+
+def _between(mean: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(mean, float(low), float(high))

@@ -1,0 +1,92 @@
+"""Token rows and pictures to the model's forward keywords: the one place where positions and padding are made.
+
+Sampler and trainer both build their inputs here, so both see the same positions (mRoPE included, for pictures that
+arrive mid-conversation) and the same vision features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from agents.renderer import ChatRenderer
+from agents.vision import ImagePreparer, VisionCache
+from mmsearch_env.images import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: its tokens, and the pictures whose slots stand in them, in order."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[Image, ...]
+
+
+class InputBuilder:
+    """Builds forward keywords for one model."""
+
+    def __init__(self, model: Any, renderer: ChatRenderer) -> None:
+        """Args: model: a transformers image-text-to-text model (without adapter wrapper)."""
+        self._model = model
+        self._renderer = renderer
+        self._preparer = ImagePreparer(renderer.processor)
+        self.vision = VisionCache(model, self._preparer)
+
+    @property
+    def tower_is_frozen(self) -> bool:
+        """Whether no parameter of the vision tower is trained, so that its features can be kept."""
+        return not any(p.requires_grad for name, p in self._model.named_parameters() if _is_vision(name))
+
+    def build(self, rows: Sequence[Row], *, padding: Literal["left", "right"]) -> dict[str, Any]:
+        """Forward keywords for ``rows``.
+
+        Returns ``input_ids`` and ``attention_mask`` (B, T), ``position_ids`` ((3, B, T) with mRoPE, else (B, T)) and
+        what carries the pictures: kept features when the tower is frozen, else pixels.
+        """
+        device = next(self._model.parameters()).device
+        length = max(len(row.token_ids) for row in rows)
+        pad = self._renderer.tokenizer.pad_token_id
+        ids = torch.full((len(rows), length), pad, dtype=torch.long)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        places = [self.positions(row) for row in rows]
+        positions = torch.zeros((places[0].shape[0], len(rows), length), dtype=torch.long)
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            size = len(row.token_ids)
+            span = slice(length - size, length) if padding == "left" else slice(0, size)
+            ids[number, span] = torch.tensor(row.token_ids)
+            mask[number, span] = 1
+            positions[:, number, span] = place
+        images = [image for row in rows for image in row.images]
+        inputs: dict[str, Any] = {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.to(device),
+            "position_ids": (positions if positions.shape[0] > 1 else positions[0]).to(device),
+        }
+        if self.tower_is_frozen:
+            inputs |= self.vision.features(images)
+        else:
+            inputs |= {key: value.to(device) for key, value in self._preparer.many(images).items()}
+        if self._renderer.uses_token_types:
+            inputs["token_type_ids"] = torch.isin(ids, torch.tensor(sorted(self._renderer.image_ids))).long().to(device)
+        return inputs
+
+    def positions(self, row: Row) -> torch.Tensor:
+        """Positions of one row without padding: (3, T) for a model with mRoPE, (1, T) for others."""
+        inner = getattr(self._model, "model", self._model)
+        if not hasattr(inner, "get_rope_index"):
+            return torch.arange(len(row.token_ids))[None]
+        ids = torch.tensor([row.token_ids])
+        if not row.images:
+            return torch.arange(ids.shape[1]).expand(3, -1)
+        types = torch.isin(ids, torch.tensor(sorted(self._renderer.image_ids))).int()
+        grids = self._preparer.many(row.images)["image_grid_thw"]
+        places, _ = inner.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)
+        return places[:, 0]
+
+
+def _is_vision(parameter_name: str) -> bool:
+    """Whether a parameter belongs to the vision tower or to what joins it to the language model."""
+    return any(word in parameter_name for word in ("visual", "vision", "multi_modal_projector", "connector"))

@@ -1,0 +1,211 @@
+"""A large multimodal model with a LoRA adapter, as a policy.
+
+    policy = LMMPolicy.load("agents/checkpoints/atlas-tiny", lora=LoRASettings())
+
+The same object samples (:meth:`LMMPolicy.generate`) and is trained (:attr:`LMMPolicy.scorer`): sampler and trainer
+share tokens, positions, vision features and adapter. The reference policy is the same model with the adapter off.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from agents.engines.hf import HFSampler, SamplingLimits
+from agents.inputs import InputBuilder, Row
+from agents.policy import ContextOverflow, Reply, Request
+from agents.processors import load_processor
+from agents.renderer import ChatRenderer, Prompt
+from agents.scorer import TokenScorer, base_model
+from agents.trajectory import Completion, FinishReason, Trajectory
+from mmsearch_env.errors import PolicyError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class LoRASettings:
+    """The adapter on the language model's linear layers (Hu et al. 2021, arXiv 2106.09685).
+
+    Attributes:
+        rank: r, the adapter's inner width.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the adapter's input, as a fraction.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+class LMMPolicy:
+    """Plays and is trained."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        limits: SamplingLimits | None = None,
+        max_context_tokens: int = 8192,
+        system: str = "",
+    ) -> None:
+        """Args: model: image-text-to-text model, with or without adapter; processor: its processor."""
+        self.model = model
+        self.renderer = ChatRenderer(processor, system=system)
+        self.limits = limits or SamplingLimits()
+        self.max_context_tokens = max_context_tokens
+        self.builder = InputBuilder(base_model(model), self.renderer)
+        banned = self.renderer.control_ids - self.renderer.end_ids
+        self.scorer = TokenScorer(model, banned)
+        self._sampler = HFSampler(model, self.renderer, self.builder, self.scorer.banned)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        lora: LoRASettings | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        device: str = "cpu",
+        seed: int = 0,
+        **settings: Any,
+    ) -> Self:
+        """A checkpoint folder or a hub id whose files are at hand; with ``lora`` a fresh adapter is added.
+
+        Raises:
+            PolicyError: no such checkpoint, or not an image-text-to-text model.
+        """
+        processor = load_processor(path)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=_DTYPES[dtype])
+        except (OSError, ValueError) as error:
+            raise PolicyError(
+                f"expected an image-text-to-text checkpoint at {str(path)!r}, got {type(error).__name__}: {error}; "
+                "give a checkpoint folder or download the model first"
+            ) from error
+        model = model.to(device)
+        if lora is not None:
+            torch.manual_seed(seed)
+            model = with_adapter(model, lora)
+        return cls(model, processor, **settings)
+
+    # -- playing ------------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | ContextOverflow]:
+        """One completion for each waiting episode; see :class:`agents.policy.Policy`."""
+        prompts = [self._prompt(request) for request in requests]
+        rows = [_row(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        room = self.max_context_tokens - self.limits.max_new_tokens
+        fits = [index for index, row in enumerate(rows) if len(row.token_ids) <= room]
+        said = {index: self._scripted(requests[index]) for index in fits if requests[index].script.is_whole}
+        free = [index for index in fits if index not in said]
+        completions = self._sampler.sample(
+            [rows[index] for index in free],
+            [tuple(self.renderer.text_ids(requests[index].script.text)) for index in free],
+            [requests[index].seed for index in free],
+            self.limits,
+        )
+        said |= dict(zip(free, completions, strict=True))
+        return [
+            Reply(said[index], prompt.token_ids, prompt.images)
+            if index in said
+            else ContextOverflow(f"expected at most {room} prompt tokens, got {len(rows[index].token_ids)}")
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def _scripted(self, request: Request) -> Completion:
+        """A turn of which nothing is sampled."""
+        text = request.script.text
+        return Completion(text, (), (), FinishReason.STOP, tuple(self.renderer.text_ids(text)))
+
+    def _prompt(self, request: Request) -> Prompt:
+        """What the new messages add to the tokens of the turns already played."""
+        if not request.turns:
+            return self.renderer.prompt(request.new_messages)
+        return self.renderer.extension(request.new_messages, request.turns[-1].completion)
+
+    # -- being trained ------------------------------------------------------------------------------------------
+
+    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any]:
+        """The model's forward keywords for whole trajectories, right-padded: ``input_ids`` (B, T) and the rest."""
+        return self.builder.build([Row(t.token_ids, t.images) for t in trajectories], padding="right")
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that training changes."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the reference policy: its adapter is off.
+
+        Raises:
+            PolicyError: the model has no adapter, so there is no reference to switch to.
+        """
+        if not hasattr(self.model, "disable_adapter"):
+            raise PolicyError("expected a policy with a LoRA adapter, got a bare model; load it with lora=LoRASettings()")
+        with self.model.disable_adapter():
+            yield
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapter in PEFT's own format, readable by plain ``peft`` and by vLLM."""
+        self.model.save_pretrained(str(folder), safe_serialization=True)
+
+    def load_adapter(self, folder: str | Path) -> None:
+        """Read adapter weights written by :meth:`save_adapter` into this policy's adapter.
+
+        Raises:
+            PolicyError: the folder holds no adapter, or one of another shape.
+        """
+        path = Path(folder) / "adapter_model.safetensors"
+        if not path.exists():
+            raise PolicyError(f"expected adapter weights at {path}, got no file; give a folder made by save_adapter")
+        weights = load_file(path)
+        expected = get_peft_model_state_dict(self.model)
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
+            raise PolicyError(f"expected an adapter of this policy's rank and layers in {path}, got another; check lora")
+        set_peft_model_state_dict(self.model, weights)
+
+
+def with_adapter(model: Any, lora: LoRASettings) -> Any:
+    """The model with a fresh LoRA adapter on its language model; the vision tower stays frozen and untouched.
+
+    Raises:
+        PolicyError: no linear layer of a language model was found.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name.rsplit(".", 1)[-1] in _PROJECTIONS
+        and re.search(r"language_model|text_model", name)
+    ]
+    if not names:
+        raise PolicyError("expected linear layers under a language model, got none; this architecture is not supported")
+    return get_peft_model(
+        model,
+        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names),
+        autocast_adapter_dtype=False,
+    )
+
+
+def _row(request: Request, prompt: Prompt) -> Row:
+    """Everything the model has seen and said so far in an episode, and the new prompt."""
+    played = (
+        token
+        for turn in request.turns
+        for part in (turn.prompt_ids, turn.completion.forced_ids, turn.completion.token_ids)
+        for token in part
+    )
+    seen = (image for turn in request.turns for image in turn.images)
+    return Row((*played, *prompt.token_ids), (*seen, *prompt.images))

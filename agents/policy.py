@@ -1,0 +1,52 @@
+"""What plays an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agents.trajectory import Completion, Turn
+from agents.workflows import FREE, Script
+from mmsearch_env.images import Image
+from mmsearch_env.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An episode waiting for its next completion.
+
+    Attributes:
+        conversation: every message so far.
+        new_messages: those since the last completion.
+        turns: the turns already played, token by token.
+        seed: seeds the sampling of this completion, whatever else is in the batch.
+        script: what the completion begins with, or all of it; empty in free play.
+    """
+
+    conversation: tuple[Message, ...]
+    new_messages: tuple[Message, ...]
+    turns: tuple[Turn, ...]
+    seed: int
+    script: Script = FREE
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A completion, with the tokens and pictures the new messages became. A policy without tokens leaves them empty."""
+
+    completion: Completion
+    prompt_ids: tuple[int, ...] = ()
+    images: tuple[Image, ...] = ()
+
+
+class ContextOverflow(Exception):
+    """The conversation no longer fits the policy's context; the episode is cut off."""
+
+
+class Policy(Protocol):
+    """Maps waiting episodes to completions."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | ContextOverflow]:
+        """One reply for each request, in order; a ContextOverflow where the conversation has become too long."""
+        ...

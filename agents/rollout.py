@@ -1,0 +1,224 @@
+"""The interaction loop: a policy plays questions, and what was sampled is recorded token by token.
+
+Episodes are coroutines. Each one alternates between waiting for a completion and waiting for its tools; completions
+are generated for all waiting episodes at once, while the tools of the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.policy import ContextOverflow, Policy, Reply, Request
+from agents.trajectory import Group, Trajectory, Turn
+from agents.workflows import ON_DEMAND, Workflow
+from mmsearch_env import aio
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.errors import DataError
+from mmsearch_env.questions import Question
+
+_log = logging.getLogger(__name__)
+
+MakeEnv = Callable[[], MMSearchEnv]
+CONTEXT_FULL = "context_full"
+"""Stop reason of an episode cut off because the policy's context was full."""
+UNUSABLE = "unusable_question"
+"""Stop reason of an episode that could not begin because its question's picture cannot be read."""
+COUNTS = ("n_image_search", "n_text_search", "n_tool_errors", "n_malformed")
+"""The environment's counters kept in a trajectory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutLimits:
+    """How many episodes go on at once.
+
+    Attributes:
+        live_episodes: episodes in play at the same time.
+        batch_rows: completions sampled in one batch at most.
+        patience_s: how long a batch waits for episodes whose tools are busy; with tools that answer at once it is
+            never reached, and the composition of batches, hence the run, is reproducible.
+    """
+
+    live_episodes: int = 256
+    batch_rows: int = 256
+    patience_s: float = 2.0
+
+
+def rollout(
+    policy: Policy,
+    make_env: MakeEnv,
+    questions: Sequence[Question],
+    *,
+    group_size: int,
+    seed: int,
+    workflow: Workflow = ON_DEMAND,
+    limits: RolloutLimits | None = None,
+    on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
+) -> list[Group]:
+    """Play every question ``group_size`` times.
+
+    Args:
+        make_env: makes an environment; called once for each episode in play at the same time.
+        seed: with the question's position and the member's number it seeds everything an episode draws.
+        on_episode: told of every finished episode, for progress bars.
+
+    Returns:
+        One group for each question, in order. A failed tool never ends a rollout; it is counted in the trajectory.
+    """
+    limits = limits or RolloutLimits()
+    return aio.run(_rollout(policy, make_env, questions, group_size, seed, workflow, limits, on_episode))
+
+
+async def _rollout(
+    policy: Policy,
+    make_env: MakeEnv,
+    questions: Sequence[Question],
+    group_size: int,
+    seed: int,
+    workflow: Workflow,
+    limits: RolloutLimits,
+    on_episode: Callable[[Trajectory], None],
+) -> list[Group]:
+    jobs = [(position, member) for position in range(len(questions)) for member in range(group_size)]
+    remaining = iter(list(enumerate(jobs)))
+    done: dict[tuple[int, int], Trajectory] = {}
+    seats = min(limits.live_episodes, len(jobs))
+    table = _Table(policy, limits, seats)
+
+    async def seat() -> None:
+        """Play episodes one after another until none is left."""
+        env = make_env()
+        try:
+            for number, (position, member) in remaining:
+                episode_seed = np.random.SeedSequence([seed, position, member])
+                trajectory = await _play(env, table, number, questions[position], episode_seed, workflow)
+                done[position, member] = trajectory
+                on_episode(trajectory)
+        finally:
+            table.leave()
+            await env.aclose()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(table.serve())
+        for _ in range(seats):
+            group.create_task(seat())
+    return [
+        Group(question.id, tuple(done[position, member] for member in range(group_size)))
+        for position, question in enumerate(questions)
+    ]
+
+
+async def _play(
+    env: MMSearchEnv, table: _Table, number: int, question: Question, seeds: np.random.SeedSequence, workflow: Workflow
+) -> Trajectory:
+    """One episode from reset to its end."""
+    try:
+        _, info = await env.areset(seed=_draw(seeds, 0), options={"question": question})
+    except DataError as error:
+        _log.warning("question %s was skipped: %s", question.id, error)
+        return _unplayed(question, UNUSABLE)
+    turns: list[Turn] = []
+    terminated = False
+    while not terminated:
+        script = workflow.script(len(turns))
+        request = Request(env.conversation, env.new_messages, tuple(turns), _draw(seeds, 1 + len(turns)), script)
+        reply = await table.reply(number, request)
+        if isinstance(reply, ContextOverflow):
+            return _trajectory(question, turns, info, CONTEXT_FULL) if turns else _unplayed(question, CONTEXT_FULL)
+        _, reward, terminated, truncated, info = await env.astep(reply.completion.text)
+        turns.append(_turn(reply, reward, info))
+        if truncated:
+            return _trajectory(question, turns, info, str(info["stop_reason"]))
+    return _trajectory(question, turns, info, "")
+
+
+class _Table:
+    """Where episodes wait for completions, which are generated for all of them at once."""
+
+    def __init__(self, policy: Policy, limits: RolloutLimits, seats: int) -> None:
+        self._policy = policy
+        self._limits = limits
+        self._seats = seats
+        self._waiting: dict[int, tuple[Request, asyncio.Future[Reply | ContextOverflow]]] = {}
+        self._changed = asyncio.Event()
+
+    async def reply(self, number: int, request: Request) -> Reply | ContextOverflow:
+        """The policy's reply to episode ``number``."""
+        future: asyncio.Future[Reply | ContextOverflow] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (request, future)
+        self._changed.set()
+        return await future
+
+    def leave(self) -> None:
+        """A seat will ask no more."""
+        self._seats -= 1
+        self._changed.set()
+
+    async def serve(self) -> None:
+        """Generate batches until every seat has left."""
+        while self._seats:
+            await self._gather()
+            batch = sorted(self._waiting.items())[: self._limits.batch_rows]
+            if not batch:
+                continue
+            for number, _ in batch:
+                del self._waiting[number]
+            replies = await asyncio.to_thread(self._policy.generate, [request for _, (request, _) in batch])
+            for (_, (_, future)), reply in zip(batch, replies, strict=True):
+                future.set_result(reply)
+
+    async def _gather(self) -> None:
+        """Wait until every seat waits here, a batch is full, or patience ends with somebody waiting."""
+        deadline: float | None = None
+        loop = asyncio.get_running_loop()
+        while self._seats and len(self._waiting) < min(self._seats, self._limits.batch_rows):
+            if self._waiting and deadline is None:
+                deadline = loop.time() + self._limits.patience_s
+            self._changed.clear()
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+
+
+def _draw(seeds: np.random.SeedSequence, turn: int) -> int:
+    """A seed for one turn of an episode."""
+    return int(np.random.SeedSequence([*_entropy(seeds), turn]).generate_state(1)[0])
+
+
+def _entropy(seeds: np.random.SeedSequence) -> list[int]:
+    entropy = seeds.entropy
+    return [int(value) for value in entropy] if isinstance(entropy, Sequence) else [int(entropy or 0)]
+
+
+def _turn(reply: Reply, reward: float, info: Mapping[str, Any]) -> Turn:
+    return Turn(
+        reply.prompt_ids, reply.images, reply.completion, float(reward), str(info["kind"]), bool(info["valid"])
+    )
+
+
+def _trajectory(question: Question, turns: Sequence[Turn], info: Mapping[str, Any], cut: str) -> Trajectory:
+    """The record of an episode; ``cut`` says why it was cut off from outside, "" if it ended by its own rules."""
+    return Trajectory(
+        question_id=question.id,
+        turns=tuple(turns),
+        terminated=not cut,
+        truncated=bool(cut),
+        stop_reason=cut or str(info["stop_reason"]),
+        success=float(info["success"]),
+        reward_terms=dict(info["reward_terms"]),
+        counts={name: float(info[name]) for name in COUNTS},
+        answer=str(info["answer"]),
+    )
+
+
+def _unplayed(question: Question, reason: str) -> Trajectory:
+    """An episode in which nothing could be said."""
+    return Trajectory(question.id, (), False, True, reason, 0.0, {}, dict.fromkeys(COUNTS, 0.0), "")

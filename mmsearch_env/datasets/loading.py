@@ -1,0 +1,51 @@
+"""Which reader reads which file."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from mmsearch_env.datasets.fvqa import read_fvqa
+from mmsearch_env.datasets.jsonl import read_jsonl
+from mmsearch_env.errors import DataError
+from mmsearch_env.questions import QuestionSet
+
+READERS: dict[str, Callable[[Path], QuestionSet]] = {
+    ".parquet": read_fvqa,
+    ".pq": read_fvqa,
+    ".jsonl": read_jsonl,
+}
+"""File ending to reader."""
+
+_log = logging.getLogger(__name__)
+
+
+def load_questions(spec: str | Path) -> QuestionSet:
+    """The questions of a file. A file read before in this process, and not changed since, is not read again.
+
+    Raises:
+        DataError: the file is missing, corrupt, of an unknown kind, or holds no usable question. The message names
+            the file; where rows are to blame it names the first of them.
+    """
+    path = Path(spec).expanduser().resolve()
+    if path.suffix.lower() not in READERS:
+        raise DataError(f"{spec}: expected a file ending in {', '.join(READERS)}, got {path.name!r}; convert the file")
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{spec}: expected a readable question file, got {error.strerror}; check the path") from error
+    if not path.is_file():
+        raise DataError(f"{spec}: expected a question file, got a directory; name a file in it")
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, modified_ns: int, size_bytes: int) -> QuestionSet:
+    """Read a file; the last two arguments are there to notice that it changed."""
+    questions = READERS[path.suffix.lower()](path)
+    if questions.skipped:
+        total = len(questions) + len(questions.skipped)
+        _log.warning("%d of %d rows skipped, the first: %s", len(questions.skipped), total, questions.skipped[0].reason)
+    return questions

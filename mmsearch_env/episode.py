@@ -1,0 +1,201 @@
+"""The rules of one episode, as a pure state machine.
+
+    playing --answer--------------------------------------------> answered
+    playing --search, refused search, failed tool, malformed text--> playing, or out_of_rounds after the last round
+
+Nothing here searches, waits, draws or reads a clock: :func:`refusal` says whether an action is allowed, the
+environment carries it out, :func:`advance` enters what came of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch
+from mmsearch_env.errors import ConfigError, EpisodeError
+from mmsearch_env.questions import Question
+
+
+class StopReason(StrEnum):
+    """Why an episode ended by its own rules. Both ends are terminations."""
+
+    PLAYING = ""
+    """It has not ended."""
+    ANSWERED = "answered"
+    """An answer was given."""
+    OUT_OF_ROUNDS = "out_of_rounds"
+    """The last round passed without an answer."""
+
+
+class RefusalCode(StrEnum):
+    """Why a well-formed search was not carried out. Stable: they appear in ``info`` and in logs."""
+
+    IMAGE_SEARCH_LIMIT = "image_search_limit"
+    TEXT_SEARCH_LIMIT = "text_search_limit"
+    ANSWER_REQUIRED = "answer_required"
+
+
+class Outcome(StrEnum):
+    """What became of an action."""
+
+    ANSWERED = "answered"
+    SEARCHED = "searched"
+    TOOL_FAILED = "tool_failed"
+    REFUSED = "refused"
+    MALFORMED = "malformed"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The limits of an episode.
+
+    Attributes:
+        max_rounds: completions the player has, the answer included; at least 1.
+        max_image_searches: successful image searches allowed; 0 forbids them.
+        max_text_searches: successful text searches allowed; 0 forbids them.
+        crop: whether an image search may look for a part of the picture; otherwise every box is the full frame.
+    """
+
+    max_rounds: int = 3
+    max_image_searches: int = 1
+    max_text_searches: int = 2
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_rounds", 1), ("max_image_searches", 0), ("max_text_searches", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}; mend the setting")
+        if not isinstance(self.crop, bool):
+            raise ConfigError(f"crop: expected true or false, got {self.crop!r}; mend the setting")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeState:
+    """Where an episode stands.
+
+    Attributes:
+        round: completions so far.
+        n_image_search: image searches that delivered a result.
+        n_text_search: text searches that delivered a result.
+        n_tool_errors: searches whose tool failed; they count nowhere else.
+        n_malformed: completions that meant no action.
+        well_formed: every completion so far kept the protocol's form and was allowed.
+        answer: the final answer; "" until there is one.
+        stop_reason: why it ended; empty while it goes on.
+    """
+
+    round: int = 0
+    n_image_search: int = 0
+    n_text_search: int = 0
+    n_tool_errors: int = 0
+    n_malformed: int = 0
+    well_formed: bool = True
+    answer: str = ""
+    stop_reason: StopReason = StopReason.PLAYING
+
+    @property
+    def ended(self) -> bool:
+        """Whether the episode is over."""
+        return self.stop_reason is not StopReason.PLAYING
+
+    @property
+    def n_searches(self) -> int:
+        """Searches of both kinds that delivered a result."""
+        return self.n_image_search + self.n_text_search
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeView:
+    """What a protocol may look at when it writes to the player.
+
+    Attributes:
+        question: the question being played.
+        rules: the limits.
+        state: where the episode stands after the player's action.
+        box_ignored: the player asked for a part of the picture and the whole was searched.
+    """
+
+    question: Question
+    rules: Rules
+    state: EpisodeState
+    box_ignored: bool = False
+
+    @property
+    def rounds_left(self) -> int:
+        """Completions the player still has."""
+        return self.rules.max_rounds - self.state.round
+
+    @property
+    def image_searches_left(self) -> int:
+        """Image searches still allowed."""
+        return self.rules.max_image_searches - self.state.n_image_search
+
+    @property
+    def text_searches_left(self) -> int:
+        """Text searches still allowed."""
+        return self.rules.max_text_searches - self.state.n_text_search
+
+    @property
+    def must_answer(self) -> bool:
+        """Whether only an answer is left."""
+        return self.rounds_left <= 1 or self.image_searches_left + self.text_searches_left == 0
+
+    def allows(self, kind: ActionKind) -> bool:
+        """Whether an action of this kind would be accepted now."""
+        if kind is ActionKind.ANSWER:
+            return self.rounds_left > 0
+        left = self.image_searches_left if kind is ActionKind.IMAGE_SEARCH else self.text_searches_left
+        return self.rounds_left > 1 and left > 0
+
+
+def refusal(rules: Rules, state: EpisodeState, action: Action) -> RefusalCode | None:
+    """Why ``action`` must not be carried out, or None if it may be."""
+    if not isinstance(action, (ImageSearch, TextSearch)):
+        return None
+    if state.round + 1 >= rules.max_rounds:
+        return RefusalCode.ANSWER_REQUIRED
+    if isinstance(action, ImageSearch):
+        return RefusalCode.IMAGE_SEARCH_LIMIT if state.n_image_search >= rules.max_image_searches else None
+    return RefusalCode.TEXT_SEARCH_LIMIT if state.n_text_search >= rules.max_text_searches else None
+
+
+def advance(
+    rules: Rules, state: EpisodeState, action: Action, outcome: Outcome, *, well_formed: bool = True
+) -> EpisodeState:
+    """The state after ``action`` came to ``outcome``. Every action costs a round.
+
+    Args:
+        well_formed: whether the completion that carried the action kept the protocol's form.
+
+    Raises:
+        EpisodeError: the episode is over, or action and outcome do not belong together.
+    """
+    if state.ended:
+        raise EpisodeError(f"expected an episode that goes on, got one that ended ({state.stop_reason}); call reset first")
+    if outcome not in _possible_outcomes(action):
+        raise EpisodeError(f"expected an outcome of {type(action).__name__}, got {outcome!r}; pair them")
+    searched = outcome is Outcome.SEARCHED
+    after = replace(
+        state,
+        round=state.round + 1,
+        n_image_search=state.n_image_search + (searched and isinstance(action, ImageSearch)),
+        n_text_search=state.n_text_search + (searched and isinstance(action, TextSearch)),
+        n_tool_errors=state.n_tool_errors + (outcome is Outcome.TOOL_FAILED),
+        n_malformed=state.n_malformed + (outcome is Outcome.MALFORMED),
+        well_formed=state.well_formed and well_formed and outcome not in (Outcome.REFUSED, Outcome.MALFORMED),
+    )
+    if isinstance(action, Answer):
+        return replace(after, answer=action.text, stop_reason=StopReason.ANSWERED)
+    if after.round >= rules.max_rounds:
+        return replace(after, stop_reason=StopReason.OUT_OF_ROUNDS)
+    return after
+
+
+def _possible_outcomes(action: Action) -> tuple[Outcome, ...]:
+    if isinstance(action, Answer):
+        return (Outcome.ANSWERED,)
+    if isinstance(action, Malformed):
+        return (Outcome.MALFORMED,)
+    return (Outcome.SEARCHED, Outcome.TOOL_FAILED, Outcome.REFUSED)

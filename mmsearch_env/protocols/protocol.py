@@ -1,0 +1,75 @@
+"""The contract of a protocol: the language between the environment and a player who writes text."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+
+from mmsearch_env.actions import Action, ActionKind, Malformed
+from mmsearch_env.episode import EpisodeView, RefusalCode, Rules
+from mmsearch_env.errors import ConfigError
+from mmsearch_env.images import Image
+from mmsearch_env.messages import Message
+from mmsearch_env.protocols.mmsearch_r1 import MMSearchR1
+from mmsearch_env.protocols.prompt_set import PromptSet, load_prompts
+from mmsearch_env.questions import Question
+from mmsearch_env.tools.search_tool import SearchResult
+
+
+class Protocol(typing.Protocol):
+    """A grammar for actions and the wording of everything the environment says.
+
+    Retrieved text, titles and questions pass :meth:`neutralise` before they reach a message: nothing that was not
+    written by the player or by the protocol itself can read as an action.
+    """
+
+    def parse(self, text: str) -> Action:
+        """What a completion means. Never raises: what means nothing is :class:`Malformed`."""
+        ...
+
+    def well_formed(self, text: str) -> bool:
+        """Whether a completion keeps the form that earns the format point; stricter than :meth:`parse`."""
+        ...
+
+    def format(self, action: Action, *, reason: str) -> str:
+        """The canonical, well-formed text of an action; ``parse`` gives the action back."""
+        ...
+
+    def neutralise(self, text: str) -> str:
+        """``text`` with every tag of the grammar made harmless and nothing else changed."""
+        ...
+
+    def first_message(self, question: Question, image: Image, rules: Rules) -> tuple[Message, ...]:
+        """What the player sees at reset."""
+        ...
+
+    def result_message(self, kind: ActionKind, result: SearchResult, view: EpisodeView) -> Message:
+        """The hits of a search (or that there are none) and what to do next."""
+        ...
+
+    def failure_message(self, kind: ActionKind, view: EpisodeView) -> Message:
+        """One fixed sentence: the tool failed."""
+        ...
+
+    def malformed_message(self, malformed: Malformed, view: EpisodeView) -> Message:
+        """What was wrong with the completion, and the grammar."""
+        ...
+
+    def limit_message(self, kind: ActionKind, code: RefusalCode, view: EpisodeView) -> Message:
+        """The search was not carried out, because of this limit."""
+        ...
+
+
+PROTOCOLS: dict[str, Callable[[PromptSet], Protocol]] = {"mmsearch_r1": MMSearchR1}
+"""Protocols by the name a configuration uses."""
+
+
+def load_protocol(name: str, prompts: str) -> Protocol:
+    """The protocol of this name with a prompt set.
+
+    Raises:
+        ConfigError: unknown protocol, or a prompt set that cannot be used.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}; mend the setting")
+    return PROTOCOLS[name](load_prompts(prompts))

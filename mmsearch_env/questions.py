@@ -1,0 +1,103 @@
+"""Questions and sets of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+from mmsearch_env.errors import DataError, QuestionError
+from mmsearch_env.images import Image, ImageSource
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One visual question.
+
+    Attributes:
+        id: unique within its set.
+        text: the bare question.
+        image: the picture asked about, loaded when needed.
+        answers: accepted answers; the first is the one shown to people.
+        category: what evaluation groups by (``search_free``, ``search_required``, a kind of question, ...); may be "".
+        source: the data set it came from.
+        tags: further facts about the question for reports (never shown to a player).
+    """
+
+    id: str
+    text: str
+    image: ImageSource
+    answers: tuple[str, ...]
+    category: str = ""
+    source: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise QuestionError(f"question {self.id!r}: expected a text, got an empty one; drop or mend the row")
+        if not any(answer.strip() for answer in self.answers):
+            raise QuestionError(f"question {self.id!r}: expected an answer, got none; drop or mend the row")
+
+    def load_image(self) -> Image:
+        """The picture. Raises ImageError if it cannot be read."""
+        return self.image.load()
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedRow:
+    """A row that could not become a question, and why."""
+
+    row: int
+    reason: str
+
+
+class QuestionSet(Sequence[Question]):
+    """Questions in a fixed order, found by position or by id.
+
+    ``skipped`` counts what a reader had to leave out, so that nothing disappears silently.
+    """
+
+    def __init__(self, name: str, questions: Sequence[Question], skipped: Sequence[SkippedRow] = ()) -> None:
+        """Raises DataError when there is no question or two share an id."""
+        if not questions:
+            raise DataError(
+                f"{name}: expected at least one usable question, got none"
+                + (f" ({len(skipped)} rows skipped, the first: {skipped[0].reason})" if skipped else "")
+            )
+        self.name = name
+        self.skipped = tuple(skipped)
+        self._questions = tuple(questions)
+        self._position = {question.id: position for position, question in enumerate(self._questions)}
+        if len(self._position) != len(self._questions):
+            twice = next(q.id for i, q in enumerate(self._questions) if self._position[q.id] != i)
+            raise DataError(f"{name}: expected unique question ids, got {twice!r} twice; rename one")
+
+    @overload
+    def __getitem__(self, position: int) -> Question: ...
+    @overload
+    def __getitem__(self, position: slice) -> QuestionSet: ...
+    def __getitem__(self, position: int | slice) -> Question | QuestionSet:
+        if isinstance(position, slice):
+            return QuestionSet(self.name, self._questions[position], self.skipped)
+        return self._questions[position]
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self._questions)
+
+    def by_id(self, question_id: str) -> Question:
+        """The question with this id. Raises DataError if there is none."""
+        if question_id not in self._position:
+            raise DataError(f"{self.name}: expected a known question id, got {question_id!r}; see `ids`")
+        return self._questions[self._position[question_id]]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids in order."""
+        return tuple(self._position)
+
+    def where(self, keep: Callable[[Question], bool]) -> QuestionSet:
+        """The questions for which ``keep`` holds, in order."""
+        return QuestionSet(self.name, [question for question in self._questions if keep(question)], self.skipped)

@@ -1,0 +1,196 @@
+"""Text search over a world's pages: BM25 by tantivy, with the best sentences as the snippet.
+
+BM25: Robertson & Zaragoza, *The Probabilistic Relevance Framework*, 2009, equation 3.15, with k1 = 1.2 and b = 0.75.
+Queries are never parsed: a model may write anything, so each word becomes one term of an OR query.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmsearch_env.errors import ToolUnavailable
+from mmsearch_env.tools.local.store import built_once
+from mmsearch_env.tools.search_tool import Hit, Query, SearchResult, TextQuery
+from mmsearch_env.worlds.world import Page, pages_digest
+
+SNIPPET_CHARACTERS = 110
+"""Longest snippet."""
+MAX_QUERY_WORDS = 32
+"""Further words of a query are ignored."""
+TITLE_BOOST = 1.5
+"""How much more a word counts in a title than in the text."""
+SENTENCE_BOOST = 1.0
+"""How much the best sentence counts beside BM25."""
+CANDIDATES = 6
+"""Pages judged by their sentences, as a multiple of the hits wanted."""
+
+_VERSION = 1
+_ANALYZER = "mmsearch_en"
+_HEAP_BYTES = 64_000_000
+_STOP_WORDS = (
+    "a an and are at by do does for from has have how in is it its of on or that the there this to was what when "
+    "where which who whose with"
+)
+_SECOND_SENTENCE_SHARE = 0.85
+_LENGTH_COST = 0.001
+"""Share of its score that a sentence loses for each character."""
+_LINE = re.compile(r"\n+|(?<=[.!?])\s+(?=[A-Z\"'])")
+
+
+class LocalTextSearch:
+    """A :class:`~mmsearch_env.tools.search_tool.SearchTool` over pages in memory and an index on disk."""
+
+    name = "local text search"
+
+    def __init__(self, pages: Sequence[Page], cache_dir: Path | None = None) -> None:
+        """Open the index of ``pages``, building it first if the cache has none.
+
+        Args:
+            pages: what can be found.
+            cache_dir: the cache folder; the user's by default.
+        """
+        self._pages = pages
+        place = built_once(f"text-v{_VERSION}-{pages_digest(pages)[:24]}", self._build, cache_dir)
+        self._index = _tantivy().Index.open(str(place))
+        self._index.register_tokenizer(_ANALYZER, _analyzer())
+        self._searcher = self._index.searcher()
+
+    async def search(self, query: Query, *, top_k: int = 3) -> SearchResult:
+        """Pages about the words of a query. Raises ToolUnavailable for a picture."""
+        # A query takes well under a millisecond: less than handing it to a thread.
+        return self.search_many([query], top_k=top_k)[0]
+
+    def search_many(self, queries: Sequence[Query], *, top_k: int = 3) -> list[SearchResult]:
+        """The results of several queries, in order."""
+        return [self._result(query, top_k) for query in queries]
+
+    async def aclose(self) -> None:
+        """Nothing to free: the index is shared and memory-mapped."""
+
+    def _result(self, query: Query, top_k: int) -> SearchResult:
+        if not isinstance(query, TextQuery):
+            raise ToolUnavailable(f"{self.name}: expected words, got {type(query).__name__}; use image search")
+        words = _query_words(query.text)
+        if not words or top_k < 1:
+            return SearchResult(())
+        # BM25 judges whole pages; the best sentence then judges whether the words stand together.
+        weights = self._weights(words)
+        found = self._searcher.search(self._boolean(words), CANDIDATES * top_k).hits
+        hits = [self._hit(score, address, weights) for score, address in found]
+        return SearchResult(tuple(sorted(hits, key=lambda hit: -hit.score)[:top_k]))
+
+    def _boolean(self, words: Sequence[str]) -> Any:
+        tantivy = _tantivy()
+        clauses = []
+        for word in words:
+            text = tantivy.Query.term_query(self._index.schema, "text", word)
+            title = tantivy.Query.boost_query(
+                tantivy.Query.term_query(self._index.schema, "title", word), TITLE_BOOST
+            )
+            clauses += [(tantivy.Occur.Should, text), (tantivy.Occur.Should, title)]
+        return tantivy.Query.boolean_query(clauses)
+
+    def _hit(self, score: float, address: Any, weights: Mapping[str, float]) -> Hit:
+        page = self._pages[self._searcher.doc(address)["row"][0]]
+        passage = best_passage(page, weights)
+        return Hit(page.title, page.url, passage.text, float(score) + SENTENCE_BOOST * passage.score)
+
+    def _weights(self, words: Sequence[str]) -> Mapping[str, float]:
+        """Inverse document frequency of each word: rare words say more about what is wanted."""
+        total = self._searcher.num_docs
+        return {word: math.log(1.0 + total / (1.0 + self._searcher.doc_freq("text", word))) for word in words}
+
+    def _build(self, folder: Path) -> None:
+        tantivy = _tantivy()
+        index = tantivy.Index(_schema(), path=str(folder), reuse=False)
+        index.register_tokenizer(_ANALYZER, _analyzer())
+        # One thread and one commit make one segment, hence the same ranking everywhere.
+        writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
+        for row, page in enumerate(self._pages):
+            document = tantivy.Document()
+            document.add_integer("row", row)
+            document.add_text("title", page.title)
+            document.add_text("text", page.text)
+            writer.add_document(document)
+        writer.commit()
+        writer.wait_merging_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The sentences of a page that fit a query best, and how well the first of them does."""
+
+    text: str
+    score: float
+
+
+def best_passage(page: Page, weights: Mapping[str, float]) -> Passage:
+    """The sentence that fits the words best, and a second one if it fits nearly as well and has room.
+
+    A sentence scores the summed weight of the query words in it, a short one slightly more than a long one.
+    """
+    lines = [line.strip() for line in _LINE.split(page.text) if line.strip()]
+    if not lines:
+        return Passage("", 0.0)
+    scores = [_sentence_score(line, weights) for line in lines]
+    best, *others = sorted(range(len(lines)), key=lambda i: -scores[i])
+    room = SNIPPET_CHARACTERS - len(lines[best]) - 1
+    near = [i for i in others if scores[i] >= _SECOND_SENTENCE_SHARE * scores[best] > 0.0 and len(lines[i]) <= room]
+    chosen = sorted([best, *near[:1]])
+    return Passage(_shortened(" ".join(lines[i] for i in chosen)), scores[best])
+
+
+def _sentence_score(line: str, weights: Mapping[str, float]) -> float:
+    words = _word_set(line)
+    return sum(weight for word, weight in weights.items() if word in words) * (1.0 - _LENGTH_COST * len(line))
+
+
+def _shortened(text: str) -> str:
+    """Cut at a word's end, with an ellipsis."""
+    if len(text) <= SNIPPET_CHARACTERS:
+        return text
+    cut = text[: SNIPPET_CHARACTERS - 1]
+    return (cut.rsplit(" ", 1)[0] if " " in cut else cut) + "…"
+
+
+@lru_cache(maxsize=65536)
+def _word_set(line: str) -> frozenset[str]:
+    return frozenset(_analyzer().analyze(line))
+
+
+def _query_words(text: str) -> list[str]:
+    """Stemmed words of a query without stop words (unless there are no others), each once."""
+    every = list(dict.fromkeys(_analyzer().analyze(text[:2000])))
+    telling = [word for word in every if word not in _word_set(_STOP_WORDS)]
+    return (telling or every)[:MAX_QUERY_WORDS]
+
+
+@lru_cache(maxsize=1)
+def _analyzer() -> Any:
+    """Words in lower case, without accents, stemmed (Porter)."""
+    tantivy = _tantivy()
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+    for step in (tantivy.Filter.remove_long(40), tantivy.Filter.lowercase(), tantivy.Filter.ascii_fold()):
+        builder = builder.filter(step)
+    return builder.filter(tantivy.Filter.stemmer("English")).build()
+
+
+def _schema() -> Any:
+    builder = _tantivy().SchemaBuilder()
+    builder.add_integer_field("row", stored=True, indexed=False)
+    builder.add_text_field("title", stored=False, tokenizer_name=_ANALYZER)
+    builder.add_text_field("text", stored=False, tokenizer_name=_ANALYZER)
+    return builder.build()
+
+
+@lru_cache(maxsize=1)
+def _tantivy() -> Any:
+    import tantivy
+
+    return tantivy

@@ -1,0 +1,110 @@
+"""Trajectories and their credit become token batches.
+
+Example: two trajectories of 5 and 3 tokens, the last two of each sampled, advantages +1 and -1::
+
+    loss_mask   F F F T T        advantages   0  0  0  1  1
+                F T T F F                     0 -1 -1  0  0
+
+Letters: B trajectories, T tokens (padded on the right to the longest of the batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.trajectory import Trajectory
+from training.task import TrainablePolicy
+
+TokenCredit = NDArray[np.float32]
+"""(T,) one advantage per token of a trajectory, 0 where no token was sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A trajectory and the credit of each of its tokens."""
+
+    trajectory: Trajectory
+    advantages: TokenCredit
+
+    def __post_init__(self) -> None:
+        tokens = len(self.trajectory.loss_mask)
+        if self.advantages.shape != (tokens,):
+            raise ValueError(
+                f"{self.trajectory.question_id}: expected one advantage for each of {tokens} tokens, "
+                f"got shape {self.advantages.shape}"
+            )
+
+    @property
+    def length(self) -> int:
+        """Tokens, prompt and observations included."""
+        return len(self.advantages)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that are trained on."""
+        return sum(self.trajectory.loss_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What one forward pass is given.
+
+    Attributes:
+        inputs: the model's own forward keywords; opaque here.
+        loss_mask: (B, T) bool, True on sampled tokens.
+        old_logprobs: (B, T) log-probabilities when the tokens were sampled.
+        advantages: (B, T) credit.
+        ref_logprobs: (B, T) under the reference policy; None when the algorithm does not ask for them.
+    """
+
+    inputs: Mapping[str, Any]
+    loss_mask: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    ref_logprobs: Tensor | None = None
+
+    def with_reference(self, ref_logprobs: Tensor) -> TokenBatch:
+        """The same batch, reference log-probabilities (B, T) added."""
+        return replace(self, ref_logprobs=ref_logprobs)
+
+
+def micro_batches(examples: Iterable[Example], *, token_budget: int) -> list[tuple[Example, ...]]:
+    """Cut examples into batches of at most ``token_budget`` padded tokens (rows times the longest row).
+
+    Examples of like length come together, longest first, so that little is padded. An example longer than the
+    budget goes alone.
+    """
+    batches: list[list[Example]] = []
+    for example in sorted(examples, key=lambda item: -item.length):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= token_budget:
+            batches[-1].append(example)
+        else:
+            batches.append([example])
+    return [tuple(batch) for batch in batches]
+
+
+def collate(examples: Sequence[Example], policy: TrainablePolicy, *, device: torch.device) -> TokenBatch:
+    """The batch of these examples, rows in order, tensors on ``device``."""
+    length = max(example.length for example in examples)
+    trajectories = [example.trajectory for example in examples]
+    return TokenBatch(
+        inputs=policy.forward_inputs(trajectories),
+        loss_mask=_padded([item.loss_mask for item in trajectories], length, torch.bool, device),
+        old_logprobs=_padded([item.old_logprobs for item in trajectories], length, torch.float32, device),
+        advantages=_padded([example.advantages for example in examples], length, torch.float32, device),
+    )
+
+
+def _padded(rows: Sequence[Any], length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(B, T) tensor of rows of unequal length, zeros on the right."""
+    padded = torch.zeros((len(rows), length), dtype=dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.as_tensor(np.asarray(row), dtype=dtype)
+    return padded.to(device)

@@ -1,0 +1,204 @@
+"""What a run is told, field by field.
+
+A recipe is a YAML file with these sections (:mod:`training.config_file` reads it). The configuration stops at the
+composition root, :mod:`training.compose`: everything below it takes plain arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a field means and which values it takes.
+
+    Attributes:
+        meaning: one sentence.
+        unit: what one of it is; "" for a word, a path or a switch.
+        low: smallest value allowed.
+        high: largest value allowed.
+        above: the value must be greater than this.
+    """
+
+    meaning: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+
+    def accepts(self, value: float) -> bool:
+        """Whether a number lies in the range."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+        )
+
+    @property
+    def range_text(self) -> str:
+        """The range in words; "" when every value is allowed."""
+        parts = [
+            *([] if self.above is None else [f"greater than {self.above:g}"]),
+            *([] if self.low is None else [f"at least {self.low:g}"]),
+            *([] if self.high is None else [f"at most {self.high:g}"]),
+        ]
+        return " and ".join(parts)
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """The model that learns."""
+
+    model: Annotated[str, About("Bundled name, folder or hub id of the multimodal model.")] = "atlas-tiny"
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        About("Number format of the frozen weights; the adapter is always float32."),
+    ] = "float32"
+    lora_rank: Annotated[int, About("Rank of the LoRA adapter on the language model.", "dimensions", low=1)] = 16
+    lora_alpha: Annotated[float, About("LoRA scale; the adapter's output is multiplied by alpha / rank.", above=0)] = (
+        32.0
+    )
+    adapter: Annotated[str, About('Folder of an adapter to start from; "" starts from a fresh one.')] = ""
+    options: Annotated[
+        Mapping[str, Any], About("Further keywords of `LMMPolicy.load`, passed on as they are.")
+    ] = field(default=_NOTHING, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvConfig:
+    """The task that is played."""
+
+    world: Annotated[str, About("World the pages, pictures and questions come from.")] = "atlas"
+    split: Annotated[str, About("Questions trained on: a split of the world.")] = "train"
+    prompts: Annotated[str, About("Prompt set: standard, brief, or a folder.")] = "standard"
+    options: Annotated[
+        Mapping[str, Any], About("Further keywords of `MMSearchEnv` (rules, reward, tools), passed on as they are.")
+    ] = field(default=_NOTHING, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutConfig:
+    """How episodes are sampled."""
+
+    questions_per_iteration: Annotated[int, About("Questions played per iteration, over all ranks.", "questions", low=1)] = 16
+    group_size: Annotated[int, About("Episodes of each question, compared with each other.", "episodes", low=2)] = 8
+    temperature: Annotated[float, About("Softmax temperature of sampling, and of training.", above=0)] = 1.0
+    max_new_tokens: Annotated[int, About("Longest completion of one turn.", "tokens", low=1)] = 256
+    max_tokens: Annotated[int, About("Longest episode; a longer one is cut off (truncated).", "tokens", low=16)] = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmConfig:
+    """What is made of the rewards."""
+
+    name: Annotated[Literal["grpo"], About("The algorithm.")] = "grpo"
+    advantage_scale: Annotated[
+        Literal["std", "none"],
+        About("Divide a group's advantages by its standard deviation, or leave them as differences from its mean."),
+    ] = "std"
+    clip_low: Annotated[float, About("The probability ratio is clipped below 1 - clip_low.", low=0, high=1)] = 0.2
+    clip_high: Annotated[float, About("The probability ratio is clipped above 1 + clip_high.", low=0)] = 0.2
+    kl_coefficient: Annotated[
+        float, About("Weight of the KL divergence from the reference policy; 0 skips its pass.", low=0)
+    ] = 0.0
+    drop_groups_without_signal: Annotated[
+        bool, About("Leave out groups whose episodes all got the same return.")
+    ] = True
+    epochs: Annotated[int, About("Passes over the episodes of one iteration.", "epochs", low=1)] = 1
+    questions_per_update: Annotated[
+        int, About("Questions behind one optimiser step; 0 takes all of the iteration.", "questions", low=0)
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserConfig:
+    """How weights move (AdamW)."""
+
+    learning_rate: Annotated[float, About("Peak learning rate.", above=0)] = 1e-5
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "sigmoid"], About("Shape of the decay after the warm-up.")
+    ] = "constant"
+    warmup_steps: Annotated[int, About("Linear warm-up from 0.", "optimiser steps", low=0)] = 0
+    final_fraction: Annotated[
+        float, About("Where the decay ends, as a fraction of the peak.", "fraction of the peak", low=0, high=1)
+    ] = 0.0
+    decay_centre: Annotated[
+        int, About("Step at which a sigmoid decay is half done; 0 means half of the run.", "optimiser steps", low=0)
+    ] = 0
+    weight_decay: Annotated[float, About("Decoupled weight decay.", low=0)] = 0.0
+    beta1: Annotated[float, About("Decay of the mean of gradients.", low=0, high=0.99999)] = 0.9
+    beta2: Annotated[float, About("Decay of the mean of squared gradients.", low=0, high=0.999999)] = 0.99
+    epsilon: Annotated[float, About("Added to the denominator of Adam.", above=0)] = 1e-8
+    max_grad_norm: Annotated[float, About("Gradients are scaled down to this global 2-norm.", above=0)] = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the work is spread."""
+
+    zero_stage: Annotated[
+        int, About("DeepSpeed ZeRO stage: 1 shards the optimiser's state over ranks, 2 the gradients too.", low=1, high=2)
+    ] = 1
+    micro_batch_tokens: Annotated[
+        int, About("Padded tokens in one forward pass; an episode longer than this goes alone.", "tokens", low=1)
+    ] = 8192
+    timeout_s: Annotated[
+        float, About("How long a rank waits for the others before the run fails.", "seconds", low=1)
+    ] = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """How progress is judged: greedy episodes on questions that are not trained on."""
+
+    split: Annotated[str, About("Questions of the table before and after training: a split of the world.")] = "test"
+    questions: Annotated[int, About("At most this many of them, spread evenly over the split.", "questions", low=1)] = 200
+    during_split: Annotated[str, About("Questions of the evaluations during training.")] = "validation"
+    during_questions: Annotated[int, About("At most this many of them.", "questions", low=1)] = 64
+    every: Annotated[int, About("Evaluate during training every n iterations; 0 never.", "iterations", low=0)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """What is written, and where."""
+
+    folder: Annotated[str, About("Folder of the run.")] = "runs/run"
+    save_every: Annotated[int, About("Write a checkpoint every n iterations, and at the end.", "iterations", low=1)] = 10
+    keep: Annotated[int, About("Checkpoints kept; older ones are deleted.", "checkpoints", low=1)] = 2
+    transcripts_every: Annotated[
+        int, About("Write one group's transcripts every n iterations; 0 never.", "iterations", low=0)
+    ] = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One training run."""
+
+    policy: PolicyConfig = PolicyConfig()
+    env: EnvConfig = EnvConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+    iterations: Annotated[int, About("How often the run acts and learns.", "iterations", low=1)] = 100
+    seed: Annotated[int, About("Every random number of the run follows from it.", low=0)] = 0
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimiser steps of one pass over an iteration's episodes."""
+        per_update = self.algorithm.questions_per_update or self.rollout.questions_per_iteration
+        return -(-self.rollout.questions_per_iteration // per_update)
+
+    @property
+    def optimiser_steps(self) -> int:
+        """Optimiser steps of the whole run (fewer when updates are skipped)."""
+        return self.iterations * self.algorithm.epochs * self.updates_per_epoch

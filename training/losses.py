@@ -1,0 +1,76 @@
+"""Losses per token. Pure arithmetic on tensors; nothing writes into its arguments.
+
+Letters: B trajectories, T tokens. Every tensor is (B, T) unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are limited to ±20 before exp, so that one absurd token cannot overflow float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """The clipped surrogate per token.
+
+    Attributes:
+        losses: loss of each token.
+        clipped: bool; where the clipped branch was taken, so that no gradient flows.
+    """
+
+    losses: Tensor
+    clipped: Tensor
+
+
+def clipped_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> Surrogate:
+    """The clipped policy-gradient loss of each token, to be minimised.
+
+    For token t with ratio rₜ = exp(logπ(t) - logπ_old(t)) and advantage Âₜ:
+
+        Lₜ = -min(rₜ Âₜ, clip(rₜ, 1 - ε_low, 1 + ε_high) Âₜ)
+
+    PPO, Schulman et al. 2017 (arXiv 1707.06347), eq. 7; separate bounds: DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 10.
+
+    Args:
+        logprobs: under the policy being trained.
+        old_logprobs: under the policy that sampled.
+        advantages: credit of each token.
+        clip_low: ε_low, in [0, 1].
+        clip_high: ε_high, at least 0.
+    """
+    _same_shape(logprobs, old_logprobs, advantages)
+    ratio = torch.exp((logprobs - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
+    free = ratio * advantages
+    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    return Surrogate(losses=-torch.minimum(free, bounded), clipped=bounded < free)
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """An unbiased, never negative estimate of KL(π ‖ π_ref) at each sampled token.
+
+        kₜ = exp(dₜ) - dₜ - 1,   dₜ = logπ_ref(t) - logπ(t)
+
+    Schulman 2020, "Approximating KL divergence", estimator k3; GRPO (arXiv 2402.03300), eq. 4.
+    """
+    _same_shape(logprobs, ref_logprobs)
+    difference = (ref_logprobs - logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    return torch.exp(difference) - difference - 1.0
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the tokens where ``mask`` is True; what stands elsewhere, NaN included, has no part in it. Scalar."""
+    _same_shape(values, mask)
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
+
+
+def _same_shape(*tensors: Tensor) -> None:
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise ValueError(f"expected tensors of one shape (B, T), got {[tuple(tensor.shape) for tensor in tensors]}")

@@ -1,0 +1,101 @@
+"""What the trainer needs from outside: a policy that can be trained, and something to play.
+
+Both are protocols, so that the loop knows neither a model family nor an environment. :mod:`training.compose` builds
+the real ones; a test may bring its own.
+
+Letters: B trajectories, T tokens (padded to the longest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from agents.trajectory import Group, Trajectory
+from mmsearch_env.questions import Question
+
+
+class TokenScores(Protocol):
+    """What a policy thinks of given tokens; both tensors are 0 where the loss mask is False.
+
+    Attributes:
+        logprobs: (B, T) log-probability of token t given the tokens before it, at the sampling temperature.
+        entropy: (B, T) entropy of the distribution token t was drawn from, in nats.
+    """
+
+    @property
+    def logprobs(self) -> torch.Tensor: ...
+    @property
+    def entropy(self) -> torch.Tensor: ...
+
+
+class TrainablePolicy(Protocol):
+    """A policy whose adapter can be trained."""
+
+    @property
+    def scorer(self) -> torch.nn.Module:
+        """Module with ``forward(inputs, loss_mask, temperature) -> TokenScores``, on the device it is trained on."""
+        ...
+
+    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any]:
+        """What ``scorer`` needs besides the loss mask, rows right-padded to the longest; opaque to the trainer."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Within it, ``scorer`` scores as the policy did before any training (adapter off)."""
+        ...
+
+    def trainable_parameters(self) -> Iterable[torch.nn.Parameter]:
+        """The adapter's parameters, float32."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter (PEFT format for a LoRA) into a folder that exists."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Read what ``save_adapter`` wrote, into the same parameters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Episodes played to judge a policy, one per question, in a fixed order.
+
+    Attributes:
+        trajectories: the episodes.
+        categories: the category of each question, same length.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    categories: tuple[str, ...]
+
+
+class Task(Protocol):
+    """What is played, bound to one policy.
+
+    ``rollout`` must draw an episode's randomness from ``seed``, the question and the episode's number in its group,
+    so that a run does not depend on how questions are spread over processes.
+    """
+
+    @property
+    def questions(self) -> Sequence[Question]:
+        """The questions trained on."""
+        ...
+
+    def rollout(self, questions: Sequence[Question], *, group_size: int, seed: int) -> Sequence[Group]:
+        """Play ``group_size`` episodes of each question: one group per question, in order."""
+        ...
+
+    def judge(self, questions: Sequence[Question]) -> Judged:
+        """Play one greedy episode of each question."""
+        ...
+
+    def transcript(self, trajectory: Trajectory) -> str:
+        """An episode as text for people."""
+        ...
