@@ -12,10 +12,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 STAMPS := $(VENV)/stamps
 
-# Training picks up more settings after the recipe: make train ARGS="seed=1 out=runs/mine"
+# Settings may follow the recipe: make train ARGS="section.key=value ..."
 QUICKSTART ?= training/configs/quickstart.yaml
 HEADLINE ?= training.headline
-CHECKPOINT ?= training.sft
+CHECKPOINT ?= agents/checkpoints/atlas-tiny
+PROCESSES ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -23,8 +24,6 @@ ARGS ?=
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-
-# ---------------------------------------------------------------------------------------------------- installing
 
 $(STAMPS)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -56,8 +55,6 @@ $(STAMPS)/lint: $(STAMPS)/test setup.cfg pyproject.toml constraints.txt
 
 install: $(STAMPS)/train
 
-# ------------------------------------------------------------------------------------------------------- running
-
 train: $(STAMPS)/train
 	$(BIN)/python -m training $(QUICKSTART) $(ARGS)
 
@@ -65,9 +62,7 @@ headline: $(STAMPS)/train
 	$(BIN)/python -m $(HEADLINE) $(ARGS)
 
 checkpoint: $(STAMPS)/test
-	$(BIN)/python -m $(CHECKPOINT) $(ARGS)
-
-# ------------------------------------------------------------------------------------------------------ checking
+	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m training.tiny_lmm $(CHECKPOINT) $(ARGS)
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest $(ARGS)

@@ -102,7 +102,7 @@ async def _rollout(
                 on_episode(trajectory)
         finally:
             table.leave()
-            await env.aclose()
+            env.close()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(table.serve())
@@ -130,12 +130,12 @@ async def _play(
         request = Request(env.conversation, env.new_messages, tuple(turns), _draw(seeds, 1 + len(turns)), script)
         reply = await table.reply(number, request)
         if isinstance(reply, ContextOverflow):
-            return _trajectory(question, turns, info, CONTEXT_FULL) if turns else _unplayed(question, CONTEXT_FULL)
+            return _trajectory(env, turns, info, CONTEXT_FULL) if turns else _unplayed(question, CONTEXT_FULL)
         _, reward, terminated, truncated, info = await env.astep(reply.completion.text)
         turns.append(_turn(reply, reward, info))
         if truncated:
-            return _trajectory(question, turns, info, str(info["stop_reason"]))
-    return _trajectory(question, turns, info, "")
+            return _trajectory(env, turns, info, str(info["stop_reason"]))
+    return _trajectory(env, turns, info, "")
 
 
 class _Table:
@@ -204,10 +204,10 @@ def _turn(reply: Reply, reward: float, info: Mapping[str, Any]) -> Turn:
     )
 
 
-def _trajectory(question: Question, turns: Sequence[Turn], info: Mapping[str, Any], cut: str) -> Trajectory:
+def _trajectory(env: MMSearchEnv, turns: Sequence[Turn], info: Mapping[str, Any], cut: str) -> Trajectory:
     """The record of an episode; ``cut`` says why it was cut off from outside, "" if it ended by its own rules."""
     return Trajectory(
-        question_id=question.id,
+        question_id=env.question.id,
         turns=tuple(turns),
         terminated=not cut,
         truncated=bool(cut),
@@ -215,7 +215,7 @@ def _trajectory(question: Question, turns: Sequence[Turn], info: Mapping[str, An
         success=float(info["success"]),
         reward_terms=dict(info["reward_terms"]),
         counts={name: float(info[name]) for name in COUNTS},
-        answer=str(info["answer"]),
+        answer=env.state.answer,
     )
 
 

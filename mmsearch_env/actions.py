@@ -10,7 +10,6 @@ from enum import StrEnum
 
 from mmsearch_env.images import FULL_FRAME, BBox
 
-
 MAX_ACTION_CHARS = 2_048
 """Longest answer or query, in characters; a longer one is malformed (``too_long``)."""
 

@@ -43,8 +43,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         inside = False
     if inside:
         coroutine.close()
-        raise EpisodeError("expected a caller outside the environment's own loop, got one inside; await `astep` instead")
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+        raise EpisodeError("expected a caller outside the environment's own loop, got one inside; await `astep`")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except BaseException:  # the caller was interrupted: what it waited for has no one to report to any more
+        future.cancel()
+        raise
 
 
 def _forget_loop() -> None:

@@ -2,103 +2,55 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 
 from mmsearch_env import aio, spaces
-from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch
-from mmsearch_env.episode import EpisodeState, EpisodeView, Outcome, RefusalCode, Rules, advance, refusal
-from mmsearch_env.errors import ConfigError, DataError, EpisodeError, ImageError, ToolError, ToolTimeout
-from mmsearch_env.images import FULL_FRAME, Image
+from mmsearch_env.actions import ActionKind
+from mmsearch_env.episode import Episode, EpisodeState, EpisodeView, Outcome, Snapshot, advance
+from mmsearch_env.errors import ConfigError, EpisodeError, ToolError
+from mmsearch_env.images import Image
 from mmsearch_env.messages import Message, TextPart
+from mmsearch_env.moves import Move, reply, understand
 from mmsearch_env.protocols import load_protocol
 from mmsearch_env.questions import Question, QuestionSet
-from mmsearch_env.resources import ToolSpec, resolve_questions, resolve_tools
-from mmsearch_env.rewards import PenaltyMode, RewardForm, RewardRules, RewardTerms
-from mmsearch_env.tools.search_tool import ImageQuery, Query, SearchResult, TextQuery
+from mmsearch_env.resources import QuestionDraw, ToolSpec, resolve_questions, resolve_tools
+from mmsearch_env.rewards import RewardTerms
+from mmsearch_env.searching import ask, query_of
+from mmsearch_env.settings import EnvSettings
+from mmsearch_env.tools.search_tool import SearchResult
 
-HISTORIES = ("turn", "episode")
 RENDER_MODES = ("ansi", "rgb_array", "human", "html")
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A player's turn, understood and checked against the rules.
-
-    Attributes:
-        action: what it means.
-        text: the completion as it stands in the conversation.
-        well_formed: whether the completion kept the protocol's form.
-        refused: why a search must not be carried out, or None.
-        box_ignored: a part of the picture was asked for, the whole is searched.
-    """
-
-    action: Action
-    text: str
-    well_formed: bool
-    refused: RefusalCode | None
-    box_ignored: bool
-
-    @property
-    def searches(self) -> bool:
-        """Whether a tool has to be asked."""
-        return self.refused is None and isinstance(self.action, (ImageSearch, TextSearch))
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """An episode at rest: what :meth:`MMSearchEnv.get_state` gives and ``set_state`` takes.
-
-    Attributes:
-        question: the question being played.
-        image: its picture.
-        state: where the episode stands.
-        conversation: everything said.
-        n_new: how many messages at the end of it the player has not answered yet.
-        rng_state: the state of ``np_random``.
-    """
-
-    question: Question
-    image: Image
-    state: EpisodeState
-    conversation: tuple[Message, ...]
-    n_new: int
-    rng_state: Mapping[str, Any]
+StepReturn = tuple[dict[str, Any], float, bool, bool, dict[str, Any]]
+"""observation, reward, terminated, truncated, info"""
 
 
 class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
     """Answer questions about pictures; search when your own knowledge does not suffice.
 
-    ## Description
-    At reset the player sees a picture and a question. In each round it answers, searches with the picture or searches
-    with words. MMSearch-R1 (arXiv 2506.20670) describes the task; :mod:`mmsearch_env.rewards` has the equations.
+    At reset the player sees a picture and a question; in each round it answers, searches with the picture or searches
+    with words (MMSearch-R1, arXiv 2506.20670). docs/environment.md has the whole contract.
 
     ## Action space
-    ``Dict(kind=Discrete(3) [answer, image_search, text_search], text, bbox)``. ``step`` also takes an
-    :data:`~mmsearch_env.actions.Action` and the raw text of a model, which the protocol parses.
+    ``Dict(kind=Discrete(3) [answer, image_search, text_search], text, bbox)``; ``step`` also takes an
+    :data:`~mmsearch_env.actions.Action` and a model's raw text, which the protocol parses.
 
     ## Observation space
     ``Dict(content, speaker, round, image_searches_left, text_searches_left)``: ``content`` holds the new texts and
     pictures of this turn, or the whole conversation with ``history="episode"``.
 
     ## Rewards
-    ``(1 - f) * metric * (1 - p if a search succeeded) + f * format`` at the end, or the ``subtractive`` form, which
-    charges the step that searched. ``info["reward_terms"]`` itemises the episode so far.
+    See :mod:`mmsearch_env.rewards`; ``info["reward_terms"]`` itemises the episode so far.
 
     ## Starting state
-    A question drawn uniformly with ``np_random``, or ``options={"question_id": ...}`` / ``{"question": Question}``.
+    A question drawn uniformly with ``np_random``, or the one named in ``options``.
 
     ## Episode end
-    Terminated when an answer is given (``answered``) or the last round passed without one (``out_of_rounds``). Never
-    truncated by itself.
+    Terminated: ``answered``, or ``out_of_rounds`` without an answer. Never truncated by itself.
 
     ## Information
     Fixed keys: ``question_id, kind, valid, error, reward_terms, n_image_search, n_text_search, n_tool_errors,
@@ -108,60 +60,253 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
     v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 1}
+    metadata: dict[str, Any] = {  # noqa: RUF012  declared an instance variable by gymnasium.Env
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 1,
+    }
 
     def __init__(
         self,
         *,
-        world: str = "atlas",
-        split: str = "train",
         questions: str | QuestionSet | None = None,
         tools: ToolSpec | Mapping[str, ToolSpec] | None = None,
-        protocol: str = "mmsearch_r1",
-        prompts: str = "standard",
-        max_rounds: int = 3,
-        max_image_searches: int = 1,
-        max_text_searches: int = 2,
-        crop: bool = False,
-        reward: str = RewardForm.MULTIPLICATIVE,
-        metric: str = "exact_match",
-        format_weight: float = 0.1,
-        search_penalty: float = 0.1,
-        penalty_mode: str = PenaltyMode.ONCE,
-        image_top_k: int = 5,
-        text_top_k: int = 5,
-        tool_timeout_s: float = 30.0,
-        history: str = "turn",
         render_mode: str | None = None,
+        **settings: Any,
     ) -> None:
-        """Every argument but ready-made ``questions`` and ``tools`` is JSON-able.
+        """An environment; cheap once its world and tools were built in this process.
 
         Args:
-            world: which embedded world (``"atlas"``, ``"synthetic:seed=0,entities=200"``).
-            split: which of the world's questions (``"train"``, ``"validation"``, ``"test"``).
             questions: a question file or a :class:`QuestionSet` to play instead of the world's own.
             tools: see :func:`~mmsearch_env.resources.resolve_tools`; None is the embedded engine.
-            protocol: how text means an action.
-            prompts: the wording: ``"standard"``, ``"brief"`` or a folder.
-            max_rounds, max_image_searches, max_text_searches, crop: see :class:`~mmsearch_env.episode.Rules`.
-            reward, metric, format_weight, search_penalty, penalty_mode: see :class:`RewardRules`.
-            image_top_k, text_top_k: hits asked for per search.
-            tool_timeout_s: seconds after which a search counts as failed.
-            history: whether an observation holds the ``turn`` or the whole ``episode``.
             render_mode: ``ansi``, ``rgb_array``, ``human``, ``html`` or None.
+            settings: the fields of :class:`~mmsearch_env.settings.EnvSettings`.
 
         Raises:
             ConfigError: an argument is unknown or has a bad value.
             DataError: questions or world cannot be used.
         """
-        for name, value, known in (("history", history, HISTORIES), ("render_mode", render_mode, (None, *RENDER_MODES))):
-            if value not in known:
-                raise ConfigError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
-        for name, number in (("image_top_k", image_top_k), ("text_top_k", text_top_k), ("tool_timeout_s", tool_timeout_s)):
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
-                raise ConfigError(f"{name}: expected a number above 0, got {number!r}")
-        self._arguments = {name: value for name, value in locals().items() if name in _ARGUMENTS}
-        self.rules = Rules(max_rounds, max_image_searches, max_text_searches, crop)
-        self.reward_rules = RewardRules(
-            RewardForm(reward), metric, format_weight, search_penalty, PenaltyMode(penalty_mode)
-        )
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ConfigError(f"render_mode: expected one of {', '.join(RENDER_MODES)} or None, got {render_mode!r}")
+        self.settings = EnvSettings.of(settings)
+        self.rules = self.settings.rules
+        self.reward_rules = self.settings.reward_rules
+        self.protocol = load_protocol(self.settings.protocol, self.settings.prompts)
+        self.questions = resolve_questions(questions, self.settings.world, self.settings.split)
+        self.tools = resolve_tools(tools, self.settings.world)
+        self.render_mode = render_mode
+        self.action_space = spaces.action_space()
+        self.observation_space = spaces.observation_space(self.rules)
+        self._draw = QuestionDraw(self.questions)
+        self._arguments = {"questions": questions, "tools": tools, "render_mode": render_mode, **settings}
+        self._episode: Episode | None = None
+        self._searching = False
+
+    # The episode -----------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: reseeds ``np_random``; None goes on with it.
+            options: ``{"question_id": ...}`` or ``{"question": Question}`` to choose; None draws.
+
+        Raises:
+            ConfigError: an option is unknown.
+            EpisodeError: a turn is under way.
+            DataError: the question asked for does not exist or its picture is broken, or no question can be used.
+        """
+        if self._searching:
+            raise EpisodeError("expected an episode between two turns, got one within a turn; await the turn first")
+        super().reset(seed=seed)
+        question, image = self._choose(options or {})
+        told = self.protocol.first_message(question, image, self.rules)
+        self._episode = Episode(question, image, told, len(told))
+        self._show(told)
+        return self._observation(), self._info("", RewardTerms())
+
+    async def areset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """:meth:`reset` for callers that are coroutines."""
+        return self.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> StepReturn:
+        """:meth:`astep` for callers that are not coroutines; a search runs on the process's background loop."""
+        move = self.understand(action)
+        return self.finish(move, aio.run(self.search(move)) if move.searches else None)
+
+    async def astep(self, action: Any) -> StepReturn:
+        """Take one turn.
+
+        Args:
+            action: a member of ``action_space``, an :data:`~mmsearch_env.actions.Action`, or a model's text.
+
+        Returns:
+            observation, reward, terminated, truncated (always False), info.
+
+        Raises:
+            EpisodeError: before reset, after the end, while another turn is under way, or for any other type.
+        """
+        move = self.understand(action)
+        return self.finish(move, await self.search(move) if move.searches else None)
+
+    def understand(self, action: Any) -> Move:
+        """First third of a turn: what ``action`` means and whether it is allowed. Changes nothing."""
+        if self.state.ended:
+            raise EpisodeError("expected an episode that goes on, got one that ended; call reset first")
+        if self._searching:
+            raise EpisodeError("expected one turn at a time, got a second one while a tool is asked; await the first")
+        return understand(action, self.protocol, self.rules, self.state)
+
+    async def search(self, move: Move) -> SearchResult | ToolError:
+        """Second third of a turn, for a move that ``searches``: ask the tool."""
+        query, kind = query_of(move.action, self.question, self.episode.image), ActionKind(move.kind)
+        self._searching = True
+        try:
+            return await ask(self.tools[kind], query, top_k=self.top_k(kind), timeout_s=self.settings.tool_timeout_s)
+        finally:
+            self._searching = False
+
+    def finish(self, move: Move, result: SearchResult | ToolError | None) -> StepReturn:
+        """Last third of a turn: enter what came of it, reward it, and say what the player is told."""
+        before, outcome, error = self.episode, move.outcome, move.error
+        found = (result,) if isinstance(result, SearchResult) else ()
+        if found:
+            outcome = Outcome.SEARCHED
+        elif isinstance(result, ToolError):
+            outcome, error = Outcome.TOOL_FAILED, result.code
+        state = advance(self.rules, before.state, move.action, outcome, well_formed=move.well_formed)
+        view = EpisodeView(before.question, self.rules, state, move.box_ignored)
+        spoken = Message("assistant", (TextPart(move.text),))
+        told = () if state.ended else (reply(self.protocol, move, result, view),)
+        self._episode = before.after(state, spoken, told, found)
+        self._show((spoken, *told))
+        terms = self._terms(state)
+        info = self._info(move.kind, terms, valid=not move.error, error=error)
+        return self._observation(), terms.total - self._terms(before.state).total, state.ended, False, info
+
+    def top_k(self, kind: ActionKind) -> int:
+        """How many hits a search of this kind asks for."""
+        return self.settings.image_top_k if kind is ActionKind.IMAGE_SEARCH else self.settings.text_top_k
+
+    # What may be looked at -------------------------------------------------------------------------------------
+
+    @property
+    def episode(self) -> Episode:
+        """The episode being played. Raises EpisodeError before the first reset."""
+        if self._episode is None:
+            raise EpisodeError("expected an episode, got none yet; call reset first")
+        return self._episode
+
+    @property
+    def question(self) -> Question:
+        """The question being played."""
+        return self.episode.question
+
+    @property
+    def state(self) -> EpisodeState:
+        """Where the episode stands: counters, answer, stop reason."""
+        return self.episode.state
+
+    @property
+    def view(self) -> EpisodeView:
+        """The same with the question and the limits: what is still allowed."""
+        return EpisodeView(self.question, self.rules, self.state)
+
+    @property
+    def unusable_questions(self) -> Mapping[str, str]:
+        """Questions passed over because their picture is broken, and why."""
+        return self._draw.unusable
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """Everything said in this episode, the player's turns included."""
+        return self.episode.conversation
+
+    @property
+    def new_messages(self) -> tuple[Message, ...]:
+        """What was said since the player's last turn; empty after the end."""
+        return self.episode.new_messages
+
+    def render(self) -> Any:
+        """The conversation as text, web page or picture; None in mode ``human``, which writes as it goes."""
+        from mmsearch_env import rendering
+
+        if self.render_mode == "ansi":
+            return rendering.to_ansi(self.conversation)
+        if self.render_mode == "html":
+            return rendering.to_html(self.conversation)
+        return rendering.to_frame(self.conversation) if self.render_mode == "rgb_array" else None
+
+    # Stopping and going on -------------------------------------------------------------------------------------
+
+    def get_state(self) -> Snapshot:
+        """The episode at rest, to be gone on with here or in another environment with the same settings."""
+        if self._searching:
+            raise EpisodeError("expected an episode between two turns, got one within a turn; await the turn first")
+        return Snapshot(self.episode, self.np_random.bit_generator.state)
+
+    def set_state(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Go on from ``snapshot``; returns the observation the player has to answer."""
+        self._episode = snapshot.episode
+        self.np_random.bit_generator.state = dict(snapshot.rng_state)
+        return self._observation()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arguments and episode; world and tools are resolved again where the pickle is opened."""
+        return {
+            "arguments": self._arguments,
+            "spec": self.spec,
+            "spaces": (self.action_space, self.observation_space),
+            "rng": (self._np_random, self._np_random_seed),
+            "episode": None if self._episode is None else self.get_state(),
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__init__(**saved["arguments"])  # type: ignore[misc]
+        self.spec = saved["spec"]
+        self.action_space, self.observation_space = saved["spaces"]
+        self._np_random, self._np_random_seed = saved["rng"]
+        if saved["episode"] is not None:
+            self.set_state(saved["episode"])
+
+    # Inside ----------------------------------------------------------------------------------------------------
+
+    def _choose(self, options: Mapping[str, Any]) -> tuple[Question, Image]:
+        """The question asked for, or a random one."""
+        if unknown := set(options) - {"question", "question_id"}:
+            raise ConfigError(f"options: expected 'question' or 'question_id', got {sorted(unknown)}; mend the call")
+        if not options:
+            return self._draw.draw(self.np_random)
+        question = options["question"] if "question" in options else self.questions.by_id(options["question_id"])
+        if not isinstance(question, Question):
+            raise ConfigError(f"options: expected a Question under 'question', got {type(question).__name__}")
+        return question, question.load_image()
+
+    def _observation(self) -> dict[str, Any]:
+        messages = self.conversation if self.settings.history == "episode" else self.new_messages
+        return spaces.observation(messages, self.rules, self.state)
+
+    def _info(self, kind: str, terms: RewardTerms, *, valid: bool = True, error: str = "") -> dict[str, Any]:
+        return {
+            "question_id": self.question.id,
+            "kind": kind,
+            "valid": float(valid),
+            "error": error,
+            "reward_terms": terms.as_dict(),
+            "success": terms.metric,
+            "stop_reason": self.state.stop_reason.value,
+            **self.state.counts,
+        }
+
+    def _terms(self, state: EpisodeState) -> RewardTerms:
+        return self.reward_rules.terms(state, self.question.answers)
+
+    def _show(self, messages: tuple[Message, ...]) -> None:
+        """In mode ``human``, write what was said just now."""
+        if self.render_mode == "human":
+            from mmsearch_env import rendering
+
+            sys.stdout.write(rendering.to_ansi(messages) + "\n")

@@ -9,12 +9,17 @@ environment carries it out, :func:`advance` enters what came of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch
 from mmsearch_env.errors import ConfigError, EpisodeError
+from mmsearch_env.images import Image
+from mmsearch_env.messages import Message
 from mmsearch_env.questions import Question
+from mmsearch_env.tools.search_tool import SearchResult
 
 
 class StopReason(StrEnum):
@@ -66,7 +71,7 @@ class Rules:
         for name, least in (("max_rounds", 1), ("max_image_searches", 0), ("max_text_searches", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}; mend the setting")
+                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
         if not isinstance(self.crop, bool):
             raise ConfigError(f"crop: expected true or false, got {self.crop!r}; mend the setting")
 
@@ -99,6 +104,12 @@ class EpisodeState:
     def ended(self) -> bool:
         """Whether the episode is over."""
         return self.stop_reason is not StopReason.PLAYING
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The counters by name, as floats."""
+        names = ("n_image_search", "n_text_search", "n_tool_errors", "n_malformed", "round")
+        return {name: float(getattr(self, name)) for name in names}
 
     @property
     def n_searches(self) -> int:
@@ -150,6 +161,58 @@ class EpisodeView:
         return self.rounds_left > 1 and left > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Everything about an episode at one moment; a new one is made by every turn.
+
+    Attributes:
+        question: the question being played.
+        image: its picture.
+        conversation: everything said, the player's turns included.
+        n_new: how many messages at the end of it the player has not answered yet.
+        state: where the episode stands.
+        results: what the tools delivered, in order.
+    """
+
+    question: Question
+    image: Image
+    conversation: tuple[Message, ...]
+    n_new: int
+    state: EpisodeState = EpisodeState()
+    results: tuple[SearchResult, ...] = ()
+
+    @property
+    def new_messages(self) -> tuple[Message, ...]:
+        """What was said since the player's last turn; empty after the end."""
+        return self.conversation[len(self.conversation) - self.n_new :]
+
+    def after(
+        self, state: EpisodeState, spoken: Message, told: tuple[Message, ...], found: tuple[SearchResult, ...]
+    ) -> Episode:
+        """The episode one turn later: the player said ``spoken`` and was told ``told``."""
+        return Episode(
+            self.question,
+            self.image,
+            (*self.conversation, spoken, *told),
+            len(told),
+            state,
+            (*self.results, *found),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An environment at rest: what ``MMSearchEnv.get_state`` gives and ``set_state`` takes.
+
+    Attributes:
+        episode: the episode being played.
+        rng_state: the state of ``np_random``.
+    """
+
+    episode: Episode
+    rng_state: Mapping[str, Any]
+
+
 def refusal(rules: Rules, state: EpisodeState, action: Action) -> RefusalCode | None:
     """Why ``action`` must not be carried out, or None if it may be."""
     if not isinstance(action, (ImageSearch, TextSearch)):
@@ -167,13 +230,17 @@ def advance(
     """The state after ``action`` came to ``outcome``. Every action costs a round.
 
     Args:
+        rules: the limits.
+        state: where the episode stood.
+        action: what the player did.
+        outcome: what came of it.
         well_formed: whether the completion that carried the action kept the protocol's form.
 
     Raises:
         EpisodeError: the episode is over, or action and outcome do not belong together.
     """
     if state.ended:
-        raise EpisodeError(f"expected an episode that goes on, got one that ended ({state.stop_reason}); call reset first")
+        raise EpisodeError(f"expected an episode that goes on, got one that {state.stop_reason}; call reset first")
     if outcome not in _possible_outcomes(action):
         raise EpisodeError(f"expected an outcome of {type(action).__name__}, got {outcome!r}; pair them")
     searched = outcome is Outcome.SEARCHED

@@ -6,11 +6,14 @@ picture, in reading order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmsearch_env.images import Image
+
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 Role = Literal["system", "user", "assistant"]
 
@@ -53,6 +56,11 @@ class Message:
 def to_openai(messages: Iterable[Message]) -> list[dict[str, Any]]:
     """The conversation as OpenAI-style content blocks, pictures as PNG data URLs."""
     return [{"role": message.role, "content": [_block(part) for part in message.parts]} for message in messages]
+
+
+def writable(text: str) -> str:
+    """``text`` as any tool, file or tokeniser can take it: no NUL, no half of a surrogate pair."""
+    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _block(part: Part) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import html
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -19,12 +20,14 @@ import PIL.ImageFont
 from mmsearch_env.images import Image
 from mmsearch_env.messages import Message, Part, Role, TextPart
 
+Colour = Literal["auto", "true", "none"]
+
 SPEAKER: dict[Role, str] = {"system": "Rules", "user": "Environment", "assistant": "Player"}
 """How a role is called in front of people."""
-QUESTION_CELLS = (48, 16)
-"""Largest size of the conversation's first picture in a terminal: columns and rows of characters."""
-THUMBNAIL_CELLS = (24, 7)
-"""Largest size of every other picture in a terminal."""
+PICTURE_CELLS = (48, 16)
+"""Largest size of a message's only picture in a terminal: columns and rows of characters."""
+THUMBNAIL_CELLS = (24, 6)
+"""Largest size of a picture that is one of several."""
 
 _ANSI_COLOUR: dict[Role, str] = {"system": "90", "user": "36", "assistant": "33"}
 _RAMP = " .:-=+*#%@"
@@ -40,12 +43,16 @@ def plain(text: str) -> str:
     return "".join(_plain_character(character) for character in text.replace("\r\n", "\n").expandtabs(4))
 
 
-def to_ansi(messages: Sequence[Message], *, width: int = 80) -> str:
-    """The conversation for a terminal of ``width`` columns, pictures as half blocks in 24-bit colour.
+def to_ansi(messages: Sequence[Message], *, width: int = 80, colour: Colour = "auto") -> str:
+    """The conversation for a terminal of ``width`` columns.
 
-    With the environment variable ``NO_COLOR`` set (see no-color.org), without colour, and pictures as shades of text.
+    Args:
+        messages: what to show.
+        width: columns of the terminal.
+        colour: ``"true"`` draws pictures as half blocks in 24-bit colour, ``"none"`` as shades of plain text;
+            ``"auto"`` is ``"none"`` where the environment variable ``NO_COLOR`` is set (no-color.org).
     """
-    coloured = not os.environ.get("NO_COLOR")
+    coloured = colour == "true" or (colour == "auto" and not os.environ.get("NO_COLOR"))
     return "\n".join(_message_lines(messages, width, coloured=coloured))
 
 
@@ -63,9 +70,6 @@ def to_frame(messages: Sequence[Message], *, width: int = 640, height: int = 480
     return np.asarray(frame, dtype=np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------- terminal
-
-
 def _plain_character(character: str) -> str:
     if character == "\n" or character.isprintable():
         return character
@@ -79,15 +83,14 @@ def _plain_character(character: str) -> str:
 
 
 def _message_lines(messages: Sequence[Message], width: int, *, coloured: bool) -> Iterator[str]:
-    first = next((image for message in messages for image in message.images), None)
     for message in messages:
         yield _heading(message.role, width, coloured=coloured)
+        columns, rows = PICTURE_CELLS if len(message.images) == 1 else THUMBNAIL_CELLS
         for part in _joined(message.parts):
             if isinstance(part, TextPart):
                 yield from _wrapped(plain(part.text).strip("\n"), width)
-                continue
-            columns, rows = QUESTION_CELLS if part.image is first else THUMBNAIL_CELLS
-            yield from _picture_lines(part.image, min(width, columns), rows, coloured=coloured)
+            else:
+                yield from _picture_lines(part.image, min(width, columns), rows, coloured=coloured)
         yield ""
 
 
@@ -151,25 +154,27 @@ def _picture_lines(image: Image, columns: int, rows: int, *, coloured: bool) -> 
     across = max(1, round(image.width * scale))
     down = max(1, round(image.height * scale / 2))
     pixels = image.resized(across, 2 * down).pixels
-    for row in range(down):
-        upper, lower = pixels[2 * row], pixels[2 * row + 1]
-        yield _colour_line(upper, lower) if coloured else _shade_line(upper, lower)
+    yield from _colour_lines(pixels) if coloured else _shade_lines(pixels)
 
 
-def _colour_line(upper: np.ndarray, lower: np.ndarray) -> str:
-    cells = (
-        f"\x1b[38;2;{above[0]};{above[1]};{above[2]};48;2;{below[0]};{below[1]};{below[2]}m▀"
-        for above, below in zip(upper.tolist(), lower.tolist(), strict=True)
-    )
-    return "".join(cells) + "\x1b[0m"
+def _colour_lines(pixels: np.ndarray) -> Iterator[str]:
+    for upper, lower in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True):
+        cells = (
+            f"\x1b[38;2;{above[0]};{above[1]};{above[2]};48;2;{below[0]};{below[1]};{below[2]}m▀"
+            for above, below in zip(upper, lower, strict=True)
+        )
+        yield "".join(cells) + "\x1b[0m"
 
 
-def _shade_line(upper: np.ndarray, lower: np.ndarray) -> str:
-    luma = (upper.astype(np.float64) + lower) @ np.array([0.299, 0.587, 0.114]) / 2
-    return "".join(_RAMP[int(value * (len(_RAMP) - 1) / 255 + 0.5)] for value in luma)
+def _shade_lines(pixels: np.ndarray) -> Iterator[str]:
+    """Brightness as characters, stretched so that the darkest pixel is blank and the brightest full."""
+    luma = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    luma = (luma[::2] + luma[1::2]) / 2
+    span = max(float(np.ptp(luma)), 1.0)
+    levels = np.rint((luma - luma.min()) / span * (len(_RAMP) - 1)).astype(int)
+    for row in levels.tolist():
+        yield "".join(_RAMP[level] for level in row)
 
-
-# ----------------------------------------------------------------------------------------------------------- page
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -218,8 +223,6 @@ def _part_html(part: Part) -> str:
 def _escaped(text: str) -> str:
     return html.escape(plain(text), quote=True)
 
-
-# ---------------------------------------------------------------------------------------------------------- frame
 
 _MARGIN = 12
 _TEXT_SIZE = 13

@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+import logging
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+import numpy as np
+
 from mmsearch_env.actions import ActionKind
-from mmsearch_env.errors import ConfigError
-from mmsearch_env.questions import QuestionSet
+from mmsearch_env.errors import ConfigError, DataError, ImageError
+from mmsearch_env.images import Image
+from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools.search_tool import SearchTool
 
 ToolSpec = str | Mapping[str, Any] | SearchTool
 """A tool's name (``"local"``), a JSON-able mapping for ``build_tool``, or the tool itself."""
 
 SEARCH_KINDS = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH)
+
+_log = logging.getLogger(__name__)
+
+
+class QuestionDraw:
+    """Draws questions; one whose picture is broken is passed over, reported and remembered.
+
+    Attributes:
+        unusable: ids of the questions passed over, and why.
+    """
+
+    def __init__(self, questions: QuestionSet) -> None:
+        self.questions = questions
+        self.unusable: dict[str, str] = {}
+
+    def draw(self, rng: np.random.Generator) -> tuple[Question, Image]:
+        """A question, uniformly from the usable ones, and its picture.
+
+        Raises:
+            DataError: no question has a readable picture.
+        """
+        while len(self.unusable) < len(self.questions):
+            question = self.questions[int(rng.integers(len(self.questions)))]
+            if question.id in self.unusable:
+                continue
+            try:
+                return question, question.load_image()
+            except ImageError as error:
+                self.unusable[question.id] = str(error)
+                _log.warning("question %s is passed over: %s", question.id, error)
+        raise DataError(f"{self.questions.name}: expected a question with a readable picture, got none; mend the file")
 
 
 def resolve_questions(questions: str | QuestionSet | None, world: str, split: str) -> QuestionSet:
@@ -27,7 +62,9 @@ def resolve_questions(questions: str | QuestionSet | None, world: str, split: st
     if isinstance(questions, QuestionSet):
         return questions
     if questions is None:
-        return _world_questions(world, split)
+        from mmsearch_env.worlds import load_world
+
+        return load_world(world).questions(split)
     from mmsearch_env.datasets import load_questions
 
     return load_questions(questions)
@@ -37,13 +74,17 @@ def resolve_tools(tools: ToolSpec | Mapping[str, ToolSpec] | None, world: str) -
     """One tool per kind of search.
 
     Args:
-        tools: None for the embedded engine; one name for both kinds; or a mapping from ``image_search`` and
+        tools: None for the embedded engine; one spec for both kinds; or a mapping from ``image_search`` and
             ``text_search`` to a spec each. A kind left out is the embedded engine.
+        world: the spec of the world that embedded tools search.
 
     Raises:
         ConfigError: an unknown kind or a spec nobody can build.
     """
-    by_kind = tools if isinstance(tools, Mapping) else dict.fromkeys(SEARCH_KINDS, tools or "local")
+    if isinstance(tools, Mapping) and "name" not in tools:
+        by_kind: Mapping[str, Any] = tools
+    else:
+        by_kind = dict.fromkeys(SEARCH_KINDS, tools or "local")
     for name in by_kind:
         if name not in SEARCH_KINDS:
             raise ConfigError(f"tools: expected the keys {' and '.join(SEARCH_KINDS)}, got {name!r}; mend the setting")
@@ -57,20 +98,16 @@ def _resolve_tool(kind: ActionKind, spec: Any, world: str) -> SearchTool:
         text = json.dumps(spec, sort_keys=True)
     except TypeError as error:
         raise ConfigError(f"tools: expected a tool, a name or a JSON-able mapping for {kind}, got {spec!r}") from error
-    return _shared_tool(kind, text, world)
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    # A scripted tool remembers where it is in its script, so each environment has its own.
+    return _build_tool(kind, text, world) if name == "fake" else _shared_tool(kind, text, world)
 
 
-@lru_cache(maxsize=None)
-def _world_questions(world: str, split: str) -> QuestionSet:
-    from mmsearch_env.worlds import load_world
-
-    return load_world(world).questions(split)
-
-
-@lru_cache(maxsize=None)
-def _shared_tool(kind: ActionKind, spec: str, world: str) -> SearchTool:
+def _build_tool(kind: ActionKind, spec: str, world: str) -> SearchTool:
     from mmsearch_env.tools import build_tool
     from mmsearch_env.worlds import load_world
 
-    build: Callable[..., SearchTool] = build_tool
-    return build(kind, json.loads(spec), load_world(world))
+    return build_tool(kind, json.loads(spec), load_world(world))
+
+
+_shared_tool = cache(_build_tool)

@@ -137,11 +137,11 @@ class RewardRules:
         penalty_mode: ``once``, ``per_call`` or ``none``.
     """
 
-    form: RewardForm = RewardForm.MULTIPLICATIVE
+    form: str = RewardForm.MULTIPLICATIVE
     metric: str = "exact_match"
     format_weight: float = 0.1
     search_penalty: float = 0.1
-    penalty_mode: PenaltyMode = PenaltyMode.ONCE
+    penalty_mode: str = PenaltyMode.ONCE
 
     def __post_init__(self) -> None:
         _one_of("reward", self.form, tuple(RewardForm))

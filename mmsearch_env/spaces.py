@@ -3,14 +3,13 @@
     action        Dict(kind=Discrete(3) [answer, image_search, text_search], text=UnicodeText, bbox=Box(4) in [0, 1])
     observation   Dict(content=Sequence(OneOf(UnicodeText, ImageSpace)), speaker=Sequence(Discrete(2)), counters ...)
 
-Every member of the action space can be executed: a bad box becomes the full frame, an empty query is malformed.
+Every member of the action space can be executed: a bad box becomes the full frame, an empty text is malformed.
 """
 
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,27 +17,18 @@ from gymnasium import spaces
 from gymnasium.error import CustomSpaceError
 from gymnasium.vector.utils import create_shared_memory
 
-from mmsearch_env.actions import (
-    MAX_ACTION_CHARS,
-    Action,
-    ActionKind,
-    Answer,
-    ImageSearch,
-    Malformed,
-    MalformedCode,
-    TextSearch,
-)
+from mmsearch_env.actions import MAX_ACTION_CHARS, Action, ActionKind, Answer, ImageSearch, TextSearch
 from mmsearch_env.episode import EpisodeState, Rules
 from mmsearch_env.errors import EpisodeError
-from mmsearch_env.images import FULL_FRAME, Image, clean_bbox
+from mmsearch_env.images import FULL_FRAME, MAX_PIXELS, Image, clean_bbox
 from mmsearch_env.messages import ImagePart, Message, Part, TextPart
 
 ACTION_KINDS = tuple(ActionKind)
 """The kinds in the order of ``Discrete(3)``."""
 MAX_PART_CHARS = 1_000_000
 """Longest text part of an observation, in characters; a longer one is cut."""
-MAX_SIDE_PIXELS = 40_000
-"""Longest side of a picture in an observation."""
+MAX_SIDE_PIXELS = MAX_PIXELS
+"""Longest side of a picture in an observation: a picture of one row may be as long."""
 TEXT_PART, IMAGE_PART = 0, 1
 """Indices of ``OneOf(UnicodeText, ImageSpace)``."""
 FROM_ENVIRONMENT, FROM_PLAYER = 0, 1
@@ -104,11 +94,11 @@ class ImageSpace(spaces.Space[np.ndarray]):
             and x.dtype == np.uint8
             and x.ndim == 3
             and x.shape[2] == 3
-            and 1 <= min(x.shape[:2])
+            and min(x.shape[:2]) >= 1
             and max(x.shape[:2]) <= self.max_side_pixels
         )
 
-    def to_jsonable(self, sample_n: Sequence[np.ndarray]) -> list[Any]:
+    def to_jsonable(self, sample_n: Iterable[np.ndarray]) -> list[Any]:
         """Shape and base64 bytes of each picture."""
         return [
             {"shape": list(picture.shape), "data": base64.b64encode(picture.tobytes()).decode("ascii")}
@@ -118,7 +108,8 @@ class ImageSpace(spaces.Space[np.ndarray]):
     def from_jsonable(self, sample_n: list[Any]) -> list[np.ndarray]:
         """The pictures again."""
         return [
-            np.frombuffer(base64.b64decode(row["data"]), dtype=np.uint8).reshape(row["shape"]).copy() for row in sample_n
+            np.frombuffer(base64.b64decode(row["data"]), dtype=np.uint8).reshape(row["shape"]).copy()
+            for row in sample_n
         ]
 
     def __eq__(self, other: object) -> bool:
@@ -196,27 +187,7 @@ def to_action(member: Mapping[str, Any]) -> Action:
     text = member.get("text", "")
     if not isinstance(text, str):
         raise EpisodeError(f"expected a string under 'text', got {type(text).__name__}; see env.action_space")
-    return checked(Answer(text) if kind is ActionKind.ANSWER else TextSearch(text))
-
-
-def checked(action: Action) -> Action:
-    """``action`` with tidy text, or :class:`Malformed` when its text is empty or too long."""
-    if not isinstance(action, (Answer, TextSearch)):
-        return action
-    text = tidy(action.text if isinstance(action, Answer) else action.query)
-    if not text:
-        return Malformed(MalformedCode.EMPTY_ACTION, "the text was empty")
-    if len(text) > MAX_ACTION_CHARS:
-        return Malformed(MalformedCode.TOO_LONG, f"the text held more than {MAX_ACTION_CHARS} characters")
-    return Answer(text) if isinstance(action, Answer) else TextSearch(text)
-
-
-def tidy(text: str) -> str:
-    """``text`` as any tool, file or tokeniser can take it: no NUL, no half of a surrogate pair, no outer spaces."""
-    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text).strip()
-
-
-_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+    return Answer(text) if kind is ActionKind.ANSWER else TextSearch(text)
 
 
 def _kind(member: Mapping[str, Any]) -> ActionKind:

@@ -40,7 +40,7 @@ def real_rows(root: Path) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """A test that leaves this machine fails. Sockets to this machine are allowed: servers and process groups need them."""
+    """A test that leaves this machine fails; servers and process groups on this machine are allowed."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:

@@ -46,7 +46,8 @@ def group_relative(returns: ArrayLike, *, scale: Scale = "std") -> NDArray[np.fl
     if not has_signal(values):
         return np.zeros_like(values)
     centred = values - values.mean()
-    return centred if scale == "none" else centred / (values.std(ddof=1) + _EPSILON)
+    divisor = 1.0 if scale == "none" else float(values.std(ddof=1)) + _EPSILON
+    return centred / divisor
 
 
 def _vector(returns: ArrayLike) -> NDArray[np.float64]:

@@ -3,8 +3,8 @@
 How GRPO here departs from the paper (DeepSeekMath, arXiv 2402.03300):
 
 1. The loss is a sum over sampled tokens divided by the number of sampled tokens of the whole update, over all ranks
-   and micro-batches, not a mean of per-trajectory means: a long episode is not discounted (DAPO, arXiv 2503.14476, eq. 8),
-   and how a batch is cut has no influence.
+   and micro-batches, not a mean of per-trajectory means: a long episode is not discounted (DAPO, arXiv 2503.14476,
+   eq. 8), and how a batch is cut has no influence.
 2. The standard deviation has the divisor G - 1; "none" leaves it out (Dr. GRPO).
 3. The upper clip bound may differ from the lower one (DAPO).
 4. Tokens the environment wrote have no part in the loss.
@@ -32,7 +32,7 @@ class LossTerms:
 
     Attributes:
         loss: scalar; the losses of all micro-batches of an update add up to the loss of the update.
-        sums: metric name -> sum over the micro-batch's sampled tokens, scalars without gradient.
+        sums: one scalar without gradient for each name in the algorithm's ``logged``: the sum over sampled tokens.
     """
 
     loss: Tensor
@@ -45,6 +45,11 @@ class Algorithm(Protocol):
     @property
     def needs_reference(self) -> bool:
         """Whether ``loss`` reads ``batch.ref_logprobs``; if not, the pass is not made."""
+        ...
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Metrics that ``loss`` reports, each a mean over sampled tokens."""
         ...
 
     def advantages(self, groups: Sequence[Group]) -> list[list[Example]]:
@@ -88,6 +93,12 @@ class GRPO:
         """True when the divergence has a weight."""
         return self.kl_coefficient > 0.0
 
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The loss, its parts, and how far the policy has moved."""
+        names = ("loss/total", "loss/policy", "policy/entropy", "policy/clip_fraction")
+        return (*names, "policy/kl") if self.needs_reference else names
+
     def advantages(self, groups: Sequence[Group]) -> list[list[Example]]:
         """Every sampled token of a trajectory gets the group-relative advantage of its return."""
         return [self._credit(group) for group in groups]
@@ -102,17 +113,17 @@ class GRPO:
             clip_low=self.clip_low,
             clip_high=self.clip_high,
         )
+        total = policy_loss = masked_sum(surrogate.losses, mask)
         sums = {
-            "policy_loss": masked_sum(surrogate.losses, mask),
-            "clip_fraction": masked_sum(surrogate.clipped.float(), mask),
-            "entropy": masked_sum(scores.entropy, mask),
+            "loss/policy": policy_loss,
+            "policy/entropy": masked_sum(scores.entropy, mask),
+            "policy/clip_fraction": masked_sum(surrogate.clipped.float(), mask),
         }
-        total = sums["policy_loss"]
         if self.needs_reference:
-            sums["kl"] = masked_sum(kl_k3(scores.logprobs, _reference(batch)), mask)
-            total = total + self.kl_coefficient * sums["kl"]
-        loss = total / token_count
-        return LossTerms(loss, {"loss": total.detach(), **{name: value.detach() for name, value in sums.items()}})
+            sums["policy/kl"] = masked_sum(kl_k3(scores.logprobs, _reference(batch)), mask)
+            total = total + self.kl_coefficient * sums["policy/kl"]
+        sums["loss/total"] = total
+        return LossTerms(total / token_count, {name: value.detach() for name, value in sums.items()})
 
     def _credit(self, group: Group) -> list[Example]:
         returns = [trajectory.episode_return for trajectory in group.trajectories]
@@ -130,5 +141,7 @@ def on_sampled_tokens(trajectory: Trajectory, advantage: float) -> TokenCredit:
 
 def _reference(batch: TokenBatch) -> Tensor:
     if batch.ref_logprobs is None:
-        raise ValueError("expected a batch with ref_logprobs, got none; the loop adds them when needs_reference is True")
+        raise ValueError(
+            "expected a batch with ref_logprobs, got none; the loop adds them when needs_reference is True"
+        )
     return batch.ref_logprobs

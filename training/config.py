@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 
@@ -49,9 +48,6 @@ class About:
         return " and ".join(parts)
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
     """The model that learns."""
@@ -66,32 +62,59 @@ class PolicyConfig:
         32.0
     )
     adapter: Annotated[str, About('Folder of an adapter to start from; "" starts from a fresh one.')] = ""
-    options: Annotated[
-        Mapping[str, Any], About("Further keywords of `LMMPolicy.load`, passed on as they are.")
-    ] = field(default=_NOTHING, hash=False)
+    lora_dropout: Annotated[float, About("Dropout on the adapter's input.", "share", low=0, high=0.9)] = 0.0
+    system: Annotated[str, About("System message put before every conversation.")] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EnvConfig:
-    """The task that is played."""
+    """The task that is played: the keywords of ``MMSearchEnv``, with its defaults."""
 
-    world: Annotated[str, About("World the pages, pictures and questions come from.")] = "atlas"
+    world: Annotated[str, About("World that pages, pictures and questions come from.")] = "atlas"
     split: Annotated[str, About("Questions trained on: a split of the world.")] = "train"
+    questions: Annotated[str, About('Question file to train on instead of the world\'s; "" for none.')] = ""
+    tools: Annotated[
+        Mapping[str, Any],
+        About("Search tool of each kind (image_search, text_search); one left out is the embedded engine."),
+    ] = field(default_factory=dict, hash=False)
+    protocol: Annotated[str, About("How a text means an action.")] = "mmsearch_r1"
     prompts: Annotated[str, About("Prompt set: standard, brief, or a folder.")] = "standard"
-    options: Annotated[
-        Mapping[str, Any], About("Further keywords of `MMSearchEnv` (rules, reward, tools), passed on as they are.")
-    ] = field(default=_NOTHING, hash=False)
+    max_rounds: Annotated[int, About("Completions the policy has, the answer included.", "rounds", low=1)] = 3
+    max_image_searches: Annotated[int, About("Image searches allowed.", "searches", low=0)] = 1
+    max_text_searches: Annotated[int, About("Text searches allowed.", "searches", low=0)] = 2
+    crop: Annotated[bool, About("Whether an image search may look for a part of the picture.")] = False
+    reward: Annotated[
+        Literal["multiplicative", "subtractive"], About("How the answer and the price of searching are combined.")
+    ] = "multiplicative"
+    metric: Annotated[
+        Literal["exact_match", "sub_match", "f1"], About("How an answer is compared with the accepted ones.")
+    ] = "exact_match"
+    format_weight: Annotated[float, About("Share of the reward that is paid for the form.", "share", low=0, high=1)] = (
+        0.1
+    )
+    search_penalty: Annotated[float, About("Price of a search.", "reward", low=0, high=1)] = 0.1
+    penalty_mode: Annotated[Literal["once", "per_call", "none"], About("Which successful searches are charged.")] = (
+        "once"
+    )
+    image_top_k: Annotated[int, About("Hits shown per image search.", "hits", low=1)] = 5
+    text_top_k: Annotated[int, About("Hits shown per text search.", "hits", low=1)] = 5
+    tool_timeout_s: Annotated[float, About("A search that takes longer counts as failed.", "seconds", above=0)] = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutConfig:
     """How episodes are sampled."""
 
-    questions_per_iteration: Annotated[int, About("Questions played per iteration, over all ranks.", "questions", low=1)] = 16
+    questions_per_iteration: Annotated[
+        int, About("Questions played per iteration, over all ranks.", "questions", low=1)
+    ] = 16
     group_size: Annotated[int, About("Episodes of each question, compared with each other.", "episodes", low=2)] = 8
     temperature: Annotated[float, About("Softmax temperature of sampling, and of training.", above=0)] = 1.0
     max_new_tokens: Annotated[int, About("Longest completion of one turn.", "tokens", low=1)] = 256
-    max_tokens: Annotated[int, About("Longest episode; a longer one is cut off (truncated).", "tokens", low=16)] = 4096
+    max_context_tokens: Annotated[
+        int, About("Longest episode; one that would grow longer is cut off (truncated).", "tokens", low=16)
+    ] = 8192
+    live_episodes: Annotated[int, About("Episodes in play at once on one rank.", "episodes", low=1)] = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +131,9 @@ class AlgorithmConfig:
     kl_coefficient: Annotated[
         float, About("Weight of the KL divergence from the reference policy; 0 skips its pass.", low=0)
     ] = 0.0
-    drop_groups_without_signal: Annotated[
-        bool, About("Leave out groups whose episodes all got the same return.")
-    ] = True
+    drop_groups_without_signal: Annotated[bool, About("Leave out groups whose episodes all got the same return.")] = (
+        True
+    )
     epochs: Annotated[int, About("Passes over the episodes of one iteration.", "epochs", low=1)] = 1
     questions_per_update: Annotated[
         int, About("Questions behind one optimiser step; 0 takes all of the iteration.", "questions", low=0)
@@ -144,7 +167,8 @@ class EngineConfig:
     """How the work is spread."""
 
     zero_stage: Annotated[
-        int, About("DeepSpeed ZeRO stage: 1 shards the optimiser's state over ranks, 2 the gradients too.", low=1, high=2)
+        int,
+        About("DeepSpeed ZeRO stage: 1 shards the optimiser's state over ranks, 2 the gradients too.", low=1, high=2),
     ] = 1
     micro_batch_tokens: Annotated[
         int, About("Padded tokens in one forward pass; an episode longer than this goes alone.", "tokens", low=1)
@@ -156,12 +180,16 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
-    """How progress is judged: greedy episodes on questions that are not trained on."""
+    """How progress is judged: one episode of each of some questions that are not trained on."""
 
     split: Annotated[str, About("Questions of the table before and after training: a split of the world.")] = "test"
-    questions: Annotated[int, About("At most this many of them, spread evenly over the split.", "questions", low=1)] = 200
+    file: Annotated[str, About('Question file for all evaluations instead of the splits; "" for none.')] = ""
+    questions: Annotated[int, About("At most this many of them, spread evenly.", "questions", low=1)] = 200
     during_split: Annotated[str, About("Questions of the evaluations during training.")] = "validation"
     during_questions: Annotated[int, About("At most this many of them.", "questions", low=1)] = 64
+    temperature: Annotated[
+        float, About("Softmax temperature of these episodes; 0 takes the likeliest token.", low=0)
+    ] = 0.0
     every: Annotated[int, About("Evaluate during training every n iterations; 0 never.", "iterations", low=0)] = 0
 
 
@@ -170,7 +198,9 @@ class OutputConfig:
     """What is written, and where."""
 
     folder: Annotated[str, About("Folder of the run.")] = "runs/run"
-    save_every: Annotated[int, About("Write a checkpoint every n iterations, and at the end.", "iterations", low=1)] = 10
+    save_every: Annotated[int, About("Write a checkpoint every n iterations, and at the end.", "iterations", low=1)] = (
+        10
+    )
     keep: Annotated[int, About("Checkpoints kept; older ones are deleted.", "checkpoints", low=1)] = 2
     transcripts_every: Annotated[
         int, About("Write one group's transcripts every n iterations; 0 never.", "iterations", low=0)

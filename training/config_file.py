@@ -47,9 +47,8 @@ def config_path(source: str) -> Path:
     if source in names:
         return _BUNDLED / f"{source}.yaml"
     if not Path(source).is_file():
-        raise ConfigError(
-            f"expected a YAML file or a bundled recipe ({', '.join(names)}), got {source!r}{_did_you_mean(source, names)}"
-        )
+        hint = _did_you_mean(source, names)
+        raise ConfigError(f"expected a YAML file or a bundled recipe ({', '.join(names)}), got {source!r}{hint}")
     return Path(source)
 
 
@@ -62,9 +61,7 @@ def config_from_mapping(tree: Mapping[str, Any]) -> RunConfig:
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain nested dictionaries, as ``config_from_mapping`` reads it."""
-    return {
-        item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)
-    }
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
 
 
 def fields_of(section: type[Any]) -> dict[str, tuple[Any, About | None]]:

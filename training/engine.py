@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,6 +97,11 @@ def join(*, timeout_s: float = 1800.0) -> Place:
     return Place(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    torch.distributed.barrier()
+
+
 def leave() -> None:
     """Part from the other processes; the last thing a run does."""
     if torch.distributed.is_initialized():
@@ -138,6 +143,7 @@ class Engine:
                 config=_settings(adam.max_grad_norm, zero_stage),
             )
         self._steps = 0
+        module.eval()
 
     def forward(self, *arguments: Any) -> Any:
         """Call the module, with gradient."""
@@ -182,7 +188,7 @@ class Engine:
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
-        torch.distributed.barrier()
+        wait_for_all()
 
     def optimiser_state(self) -> OptimiserState:
         """The optimiser's state, gathered from all ranks; every rank must call it."""
@@ -276,8 +282,8 @@ def _fill_launcher_variables() -> None:
     if present and len(present) < len(needed):
         missing = ", ".join(name for name in needed if name not in present)
         raise ConfigError(
-            f"expected all of {', '.join(needed)} or none, got no {missing}; start with torchrun or deepspeed, or unset "
-            f"{', '.join(present)}"
+            f"expected all of {', '.join(needed)} or none, got no {missing}; start with torchrun or deepspeed, "
+            f"or unset {', '.join(present)}"
         )
     if not present:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}

@@ -33,7 +33,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.make(signal.Signals(number).name)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     previous = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Self
 
+from mmsearch_env.errors import DataError
 from training.algorithms import Algorithm
 from training.batch import Example, TokenBatch, collate, micro_batches
 from training.engine import Engine
@@ -18,7 +19,7 @@ class LearningRecord:
     """What is known about the updates of one iteration, on this rank until ``engine.total``.
 
     Attributes:
-        sums: name -> sum over sampled tokens, over all updates.
+        sums: metric of the algorithm -> sum over sampled tokens, over all updates.
         trained_tokens: sampled tokens that went into updates, each as often as it did.
         passed_tokens: tokens run through training passes, padding excluded.
         gap_sum: sum of |trainer - sampler| log-probability over the first update's sampled tokens.
@@ -26,16 +27,22 @@ class LearningRecord:
         gap_max: the largest.
     """
 
-    sums: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, float]
     trained_tokens: float = 0.0
     passed_tokens: float = 0.0
     gap_sum: float = 0.0
     gap_tokens: float = 0.0
     gap_max: float = 0.0
 
+    @classmethod
+    def of(cls, algorithm: Algorithm) -> Self:
+        """An empty record of the algorithm's metrics."""
+        return cls(sums=dict.fromkeys(algorithm.logged, 0.0))
+
     def add(self, sums: Mapping[str, float], examples: Sequence[Example]) -> None:
         """Count one micro-batch."""
-        self.sums.update(sums)
+        for name, value in sums.items():
+            self.sums[name] += value
         self.trained_tokens += sum(example.sampled_tokens for example in examples)
         self.passed_tokens += sum(example.length for example in examples)
 
@@ -73,7 +80,7 @@ class Learner:
     def update(
         self,
         prepared: Sequence[tuple[tuple[Example, ...], TokenBatch]],
-        spare: Example,
+        spare: Example | None,
         record: LearningRecord,
         *,
         learning_rate: float,
@@ -83,7 +90,7 @@ class Learner:
 
         Args:
             prepared: this rank's micro-batches; may be fewer than another rank's, or none.
-            spare: any example of this rank, for backward calls that must be made and add nothing.
+            spare: any example of this rank, for backward calls that must be made and add nothing; None if it has none.
             record: what is learnt about the update is added here.
             learning_rate: of this step.
             measure_gap: whether no update of this iteration has been applied yet.
@@ -93,6 +100,7 @@ class Learner:
         """
         tokens = float(sum(example.sampled_tokens for part, _ in prepared for example in part))
         token_count = self.engine.total({"tokens": tokens})["tokens"]
+        rounds = int(self.engine.largest({"rounds": float(len(prepared))})["rounds"])
         if not token_count:
             return None
         for part, batch in prepared:
@@ -102,15 +110,40 @@ class Learner:
             record.add({name: float(value) for name, value in terms.sums.items()}, part)
             if measure_gap:
                 record.measure_gap(scores, batch)
-        self._keep_step(len(prepared), spare)
+        for _ in range(len(prepared), rounds):
+            self._backward_nothing(spare)
         return self.engine.step(learning_rate)
 
-    def _keep_step(self, made: int, spare: Example) -> None:
-        """Make the backward calls that other ranks make more than this one, with a loss of 0."""
-        for _ in range(made, int(self.engine.largest({"rounds": float(made)})["rounds"])):
-            batch = self._scored_by_reference(self._collated([spare]))
-            scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
-            self.engine.backward(0.0 * self.algorithm.loss(scores, batch, token_count=1.0).loss)
+    def metrics(self, record: LearningRecord) -> dict[str, float]:
+        """The algorithm's metrics, the sampler-trainer gap and the token count of an iteration, over all ranks."""
+        counts = self.engine.total(
+            {
+                "trained": record.trained_tokens,
+                "passed": record.passed_tokens,
+                "gap": record.gap_sum,
+                "gap_tokens": record.gap_tokens,
+            }
+        )
+        sums = self.engine.total(record.sums)
+        gap_max = self.engine.largest({"gap_max": record.gap_max})["gap_max"]
+        if not counts["trained"]:
+            return {"optimiser/tokens": 0.0}
+        return {
+            **{name: value / counts["trained"] for name, value in sums.items()},
+            "policy/logprob_gap": counts["gap"] / counts["gap_tokens"],
+            "policy/logprob_gap_max": gap_max,
+            "optimiser/tokens": counts["passed"],
+        }
+
+    def _backward_nothing(self, spare: Example | None) -> None:
+        """A backward call of loss 0: ranks with more micro-batches make theirs together with this one."""
+        if spare is None:
+            raise DataError(
+                "expected at least one playable question on every rank, got none; mend or drop the questions"
+            )
+        batch = self._scored_by_reference(self._collated([spare]))
+        scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
+        self.engine.backward(0.0 * self.algorithm.loss(scores, batch, token_count=1.0).loss)
 
     def _collated(self, examples: Sequence[Example]) -> TokenBatch:
         return collate(examples, self.policy, device=self.engine.place.device)

@@ -36,7 +36,8 @@ def clipped_surrogate(
 
         Lₜ = -min(rₜ Âₜ, clip(rₜ, 1 - ε_low, 1 + ε_high) Âₜ)
 
-    PPO, Schulman et al. 2017 (arXiv 1707.06347), eq. 7; separate bounds: DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 10.
+    PPO, Schulman et al. 2017 (arXiv 1707.06347), eq. 7; separate bounds: DAPO, Yu et al. 2025 (arXiv 2503.14476),
+    eq. 10.
 
     Args:
         logprobs: under the policy being trained.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from agents.evaluate import FIXED_PLAN_CALLS
 from agents.trajectory import Group, Trajectory
 from mmsearch_env.actions import ActionKind
 from training.advantages import has_signal
@@ -34,34 +35,44 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/signal", "share", "Groups whose episodes did not all get the same return; only they teach."),
     Metric("episode/accuracy", "share", "Mean answer metric of the final answers."),
     Metric("episode/search_ratio", "share", "Episodes that searched at least once (the paper's text)."),
-    Metric("episode/search_calls_ratio", "share", "Searches over the most that were allowed (the paper's Table 1)."),
+    Metric("episode/search_calls_ratio", "share", "Searches over the two of the fixed plan (the paper's Table 1)."),
     Metric("episode/image_search", "calls", "Image searches per episode."),
     Metric("episode/text_search", "calls", "Text searches per episode."),
     Metric("episode/tool_errors", "calls", "Searches per episode whose tool failed; they cost nothing."),
     Metric("episode/valid_actions", "share", "Completions that the environment accepted as an action."),
     Metric("episode/answered", "share", "Episodes that ended with an answer."),
+    Metric("episode/unplayed", "episodes", "Episodes that could not begin (unreadable picture); they are in no mean."),
     Metric("episode/truncated", "share", "Episodes cut off from outside (context full)."),
     Metric("episode/turns", "turns", "Completions per episode."),
     Metric("episode/sampled_tokens", "tokens", "Tokens the policy sampled per episode."),
     Metric("episode/tokens", "tokens", "Tokens per episode, prompt and tool results included."),
     Metric("loss/total", "", "Loss per sampled token: policy loss plus weighted KL."),
     Metric("loss/policy", "", "Clipped surrogate per sampled token; near 0 by construction, its gradient is not."),
-    Metric("policy/kl", "nats", "Divergence from the reference policy per token (k3 estimate); absent without a KL term."),
-    Metric("policy/entropy", "nats", "Entropy of the distributions the tokens were drawn from; 0 means no exploration."),
+    Metric(
+        "policy/kl", "nats", "Divergence from the reference policy per token (k3 estimate); absent without a KL term."
+    ),
+    Metric(
+        "policy/entropy", "nats", "Entropy of the distributions the tokens were drawn from; 0 means no exploration."
+    ),
     Metric("policy/clip_fraction", "share", "Tokens whose probability ratio was clipped."),
     Metric("policy/logprob_gap", "nats", "Mean |trainer - sampler| log-probability before the first update; about 0."),
     Metric("policy/logprob_gap_max", "nats", "Largest such gap at one token."),
     Metric("optimiser/learning_rate", "", "Learning rate of the iteration's last update."),
     Metric("optimiser/grad_norm", "", "Largest global gradient norm of the iteration's updates, before clipping."),
     Metric("optimiser/updates", "updates", "Optimiser steps taken in this iteration."),
+    Metric(
+        "optimiser/tokens",
+        "tokens",
+        "Tokens that went through these updates, each as often as it did, prompts included.",
+    ),
     Metric("optimiser/skipped", "updates", "Updates skipped in this iteration because the gradient was not finite."),
     Metric("speed/iteration_s", "seconds", "Wall time of the iteration."),
     Metric("speed/rollout_share", "share", "Of it, spent playing."),
     Metric("speed/learn_share", "share", "Of it, spent learning."),
-    Metric("speed/other_share", "share", "Of it, everything else (evaluation, saving)."),
+    Metric("speed/other_share", "share", "Of it, everything else (measuring, evaluation during training)."),
     Metric("speed/sampled_tokens_per_s", "tokens/s", "Tokens sampled per second of playing, over all ranks."),
-    Metric("speed/trained_tokens_per_s", "tokens/s", "Tokens run through training per second of it, over all ranks."),
-    Metric("evaluation/reward", "", "Mean return of greedy episodes on questions that are not trained on."),
+    Metric("speed/learnt_tokens_per_s", "tokens/s", "Tokens run through training per second of it, over all ranks."),
+    Metric("evaluation/reward", "", "Mean return on questions that are not trained on."),
     Metric("evaluation/accuracy", "share", "Their mean answer metric."),
     Metric("evaluation/search_ratio", "share", "Share of them that searched."),
 )
@@ -70,21 +81,18 @@ METRICS: tuple[Metric, ...] = (
 NAMES = frozenset(metric.name for metric in METRICS)
 
 
-def episode_sums(groups: Sequence[Group], *, search_limit: int) -> dict[str, float]:
-    """What of these episodes is added up over ranks before :func:`episode_metrics`.
-
-    Args:
-        groups: this rank's groups.
-        search_limit: searches the rules allow in one episode, of both kinds together.
-    """
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+def episode_sums(groups: Sequence[Group]) -> dict[str, float]:
+    """What of this rank's episodes is added up over ranks before :func:`episode_metrics`."""
+    played = [group for group in groups if is_played(group)]
+    trajectories = [trajectory for group in played for trajectory in group.trajectories]
+    unplayed = sum(len(group.trajectories) for group in groups) - len(trajectories)
     returns = [trajectory.episode_return for trajectory in trajectories]
     per_episode = {
         "reward/mean": returns,
         "square": [value * value for value in returns],
         "episode/accuracy": [item.success for item in trajectories],
         "episode/search_ratio": [float(item.n_searches > 0) for item in trajectories],
-        "episode/search_calls_ratio": [item.n_searches / max(1, search_limit) for item in trajectories],
+        "episode/search_calls_ratio": [item.n_searches / FIXED_PLAN_CALLS for item in trajectories],
         "episode/image_search": [item.counts["n_image_search"] for item in trajectories],
         "episode/text_search": [item.counts["n_text_search"] for item in trajectories],
         "episode/tool_errors": [item.counts["n_tool_errors"] for item in trajectories],
@@ -95,9 +103,19 @@ def episode_sums(groups: Sequence[Group], *, search_limit: int) -> dict[str, flo
         "episode/tokens": [float(len(item.loss_mask)) for item in trajectories],
         "valid": [float(turn.valid) for item in trajectories for turn in item.turns],
     }
-    signals = [float(has_signal([item.episode_return for item in group.trajectories])) for group in groups]
-    sums = {name: float(sum(values)) for name, values in per_episode.items()}
-    return {**sums, "signals": sum(signals), "groups": float(len(groups)), "episodes": float(len(trajectories))}
+    signals = [float(has_signal([item.episode_return for item in group.trajectories])) for group in played]
+    return {
+        **{name: float(sum(values)) for name, values in per_episode.items()},
+        "episode/unplayed": float(unplayed),
+        "signals": sum(signals),
+        "groups": float(len(played)),
+        "episodes": float(len(trajectories)),
+    }
+
+
+def is_played(group: Group) -> bool:
+    """Whether every episode of the group has a turn; otherwise it holds nothing to learn from or to count."""
+    return all(trajectory.turns for trajectory in group.trajectories)
 
 
 def episode_metrics(sums: Mapping[str, float]) -> dict[str, float]:
@@ -108,6 +126,7 @@ def episode_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     return {
         **means,
         "reward/std": variance**0.5,
+        "episode/unplayed": sums["episode/unplayed"],
         "reward/signal": sums["signals"] / max(1.0, sums["groups"]),
         "episode/valid_actions": sums["valid"] / max(1.0, sums["episode/turns"]),
     }

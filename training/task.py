@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from agents.evaluate import Evaluation
 from agents.trajectory import Group, Trajectory
 from mmsearch_env.questions import Question
 
@@ -29,9 +29,14 @@ class TokenScores(Protocol):
     """
 
     @property
-    def logprobs(self) -> torch.Tensor: ...
+    def logprobs(self) -> torch.Tensor:
+        """(B, T)."""
+        ...
+
     @property
-    def entropy(self) -> torch.Tensor: ...
+    def entropy(self) -> torch.Tensor:
+        """(B, T)."""
+        ...
 
 
 class TrainablePolicy(Protocol):
@@ -63,19 +68,6 @@ class TrainablePolicy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Episodes played to judge a policy, one per question, in a fixed order.
-
-    Attributes:
-        trajectories: the episodes.
-        categories: the category of each question, same length.
-    """
-
-    trajectories: tuple[Trajectory, ...]
-    categories: tuple[str, ...]
-
-
 class Task(Protocol):
     """What is played, bound to one policy.
 
@@ -89,11 +81,14 @@ class Task(Protocol):
         ...
 
     def rollout(self, questions: Sequence[Question], *, group_size: int, seed: int) -> Sequence[Group]:
-        """Play ``group_size`` episodes of each question: one group per question, in order."""
+        """Play ``group_size`` episodes of each question: one group per question, in order.
+
+        A question that cannot be played comes back as a group of trajectories without turns.
+        """
         ...
 
-    def judge(self, questions: Sequence[Question]) -> Judged:
-        """Play one greedy episode of each question."""
+    def evaluate(self, questions: Sequence[Question]) -> Evaluation:
+        """Play one episode of each question, the same way every time."""
         ...
 
     def transcript(self, trajectory: Trajectory) -> str:

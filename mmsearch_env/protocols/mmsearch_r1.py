@@ -29,7 +29,7 @@ from mmsearch_env.actions import (
 )
 from mmsearch_env.episode import EpisodeState, EpisodeView, RefusalCode, Rules
 from mmsearch_env.images import FULL_FRAME, Image, clean_bbox
-from mmsearch_env.messages import Message, Part, TextPart
+from mmsearch_env.messages import Message, Part, TextPart, writable
 from mmsearch_env.protocols.prompt_set import Prompt, PromptSet, joined
 from mmsearch_env.questions import Question
 from mmsearch_env.tools.search_tool import Hit, SearchResult
@@ -121,9 +121,7 @@ class MMSearchR1:
     def result_message(self, kind: ActionKind, result: SearchResult, view: EpisodeView) -> Message:
         """The hits inside the information tags, then what to do next."""
         template = self.prompts.image_hit if kind is ActionKind.IMAGE_SEARCH else self.prompts.text_hit
-        after = (
-            self.prompts.after_image_search if kind is ActionKind.IMAGE_SEARCH else self.prompts.after_text_search
-        )
+        after = self.prompts.after_image_search if kind is ActionKind.IMAGE_SEARCH else self.prompts.after_text_search
         body: list[Part] = []
         for rank, hit in enumerate(result.hits, start=1):
             body += [TextPart("\n")] if body else []
@@ -152,9 +150,9 @@ class MMSearchR1:
         values = {
             **_counters(view),
             "rank": rank,
-            "title": hit.title[:MAX_TITLE_CHARS],
+            "title": _one_line(hit.title),
             "snippet": hit.snippet[:MAX_SNIPPET_CHARS],
-            "url": hit.url[:MAX_TITLE_CHARS],
+            "url": _one_line(hit.url),
         }
         return template.parts(values, hit.thumbnail)
 
@@ -213,7 +211,12 @@ def _image_search(box: str) -> Action:
 
 
 def _user(*parts: Part) -> Message:
-    return Message("user", joined(parts))
+    readable = (TextPart(writable(part.text)) if isinstance(part, TextPart) else part for part in parts)
+    return Message("user", joined(readable))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:MAX_TITLE_CHARS]
 
 
 def _spoken(kind: ActionKind) -> str:

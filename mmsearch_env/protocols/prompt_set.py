@@ -111,11 +111,7 @@ def load_prompts(spec: str) -> PromptSet:
     Raises:
         ConfigError: no such set, a file missing or unreadable, or a name used that the file may not use.
     """
-    folder: Traversable
-    if spec in BUNDLED:
-        folder = resources.files("mmsearch_env") / "prompts" / spec
-    else:
-        folder = Path(spec)
+    folder: Traversable = resources.files("mmsearch_env") / "prompts" / spec if spec in BUNDLED else Path(spec)
     if not folder.is_dir():
         raise ConfigError(f"prompts: expected one of {', '.join(BUNDLED)} or a folder of .txt files, got {spec!r}")
     return PromptSet(**{field.name: _read_prompt(folder, field.name) for field in fields(PromptSet)})
@@ -138,7 +134,7 @@ def _read_prompt(folder: Traversable, name: str) -> Prompt:
     try:
         text = (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: expected a UTF-8 text file of the prompt set, got {error}; add the file") from error
+        raise ConfigError(f"{where}: expected a readable UTF-8 text file, got {error}; add the file") from error
     template = Template(text)
     if not template.is_valid():
         raise ConfigError(f"{where}: expected $name or $$, got a lone $; write $$ for a dollar sign")

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.worlds.entities import Drawing, Entity
 from mmsearch_env.worlds.world import Page, World
@@ -27,19 +25,14 @@ def load_world(spec: str) -> World:
         if not equals or key.strip() in settings:
             raise ConfigError(f"world {spec!r}: expected options like key=value, each once, got {item!r}")
         settings[key.strip()] = value.strip()
-    return _load(name.strip(), tuple(sorted(settings.items())))
-
-
-@cache
-def _load(name: str, settings: tuple[tuple[str, str], ...]) -> World:
-    if name == "atlas":
+    if name.strip() == "atlas":
         from mmsearch_env.worlds.atlas.world import atlas_world
 
         if settings:
-            raise ConfigError(f"world 'atlas': expected no options, got {settings[0][0]!r}; write 'atlas'")
+            raise ConfigError(f"world 'atlas': expected no options, got {sorted(settings)}; write 'atlas'")
         return atlas_world()
-    if name == "synthetic":
+    if name.strip() == "synthetic":
         from mmsearch_env.worlds.synthetic import synthetic_world
 
-        return synthetic_world(dict(settings))
-    raise ConfigError(f"world: expected 'atlas' or 'synthetic[:seed=0,entities=200]', got {name!r}")
+        return synthetic_world(settings)
+    raise ConfigError(f"world: expected 'atlas' or 'synthetic[:seed=0,entities=200]', got {spec!r}")

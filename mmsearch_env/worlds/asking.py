@@ -16,9 +16,7 @@ TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.1
 """Shares of the other (entity, relation) pairs; the rest is test."""
 
 
-def write_questions(
-    world: str, entities: Iterable[Entity], *, seed: int, per_pair: int = 2
-) -> list[Question]:
+def write_questions(world: str, entities: Iterable[Entity], *, seed: int, per_pair: int = 2) -> list[Question]:
     """Ask about every pictured entity: who it is, and each of its facts.
 
     The wording depends on a random draw only, never on the entity. All questions of one (entity, relation) pair are

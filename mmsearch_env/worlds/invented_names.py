@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mmsearch_env.worlds.slugs import slug
 
@@ -33,26 +33,25 @@ _ACCENTS = {"a": "á", "e": "é", "i": "í", "o": "ó", "u": "ú"}
 class Namer:
     """Makes names that it has not made before and that are not in ``taken`` (compared as slugs)."""
 
-    def __init__(self, rng: random.Random, taken: set[str]) -> None:
-        self._rng = rng
+    def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = {slug(name) for name in taken}
 
-    def country(self) -> str:
+    def country(self, rng: random.Random) -> str:
         """A country's name, sometimes of two words."""
-        return self._new(lambda: self._decorated(self._stem(1, 3) + self._rng.choice(_COUNTRY_ENDS), 0.15))
+        return self._new(lambda: _decorated(rng, _stem(rng, 1, 3) + rng.choice(_COUNTRY_ENDS), 0.15))
 
-    def city(self) -> str:
+    def city(self, rng: random.Random) -> str:
         """A city's name, sometimes of two words."""
-        return self._new(lambda: self._decorated(self._stem(1, 3) + self._rng.choice(_CITY_ENDS), 0.12))
+        return self._new(lambda: _decorated(rng, _stem(rng, 1, 3) + rng.choice(_CITY_ENDS), 0.12))
 
-    def word(self) -> str:
+    def word(self, rng: random.Random) -> str:
         """One word: a language, a unit of money."""
-        return self._new(lambda: _title(self._stem(1, 3)))
+        return self._new(lambda: _title(_stem(rng, 1, 3)))
 
-    def region(self) -> str:
+    def region(self, rng: random.Random) -> str:
         """A part of the world."""
-        side = self._rng.choice(_SIDES)
-        return self._new(lambda: f"{side} {_title(self._stem(2, 3))}")
+        side = rng.choice(_SIDES)
+        return self._new(lambda: f"{side} {_title(_stem(rng, 2, 3))}")
 
     def _new(self, make: Callable[[], str]) -> str:
         while True:
@@ -61,28 +60,32 @@ class Namer:
                 self._taken.add(slug(name))
                 return name
 
-    def _decorated(self, name: str, share: float) -> str:
-        name = _title(name)
-        if self._rng.random() < share:
-            name = f"{self._rng.choice(_FIRST_WORDS)} {name}"
-        elif self._rng.random() < 0.04:
-            place = self._rng.randrange(1, len(name))
-            name = name[:place] + _ACCENTS.get(name[place], name[place]) + name[place + 1 :]
-        return name
-
-    def _stem(self, fewest: int, most: int) -> str:
-        onsets, vowels, codas = self._rng.choice(_FAMILIES)
-        parts = []
-        for syllable in range(self._rng.randint(fewest, most)):
-            onset = "" if syllable == 0 and self._rng.random() < 0.2 else self._rng.choice(onsets)
-            parts.append(onset + self._rng.choice(vowels) + self._rng.choice(codas))
-        return "".join(parts)
-
 
 def demonym(rng: random.Random, name: str) -> str:
     """What the people of a place are called."""
     stem = name.split()[-1].rstrip("aeiouáéíóúy") or name
     return stem + rng.choice(("an", "ian", "ese", "i", "er", "ish", "ite", "oise"))
+
+
+def _decorated(rng: random.Random, name: str, share: float) -> str:
+    """With a first word, now and then with an accent."""
+    name = _title(name)
+    if rng.random() < share:
+        return f"{rng.choice(_FIRST_WORDS)} {name}"
+    if len(name) > 3 and rng.random() < 0.04:
+        place = rng.randrange(1, len(name))
+        return name[:place] + _ACCENTS.get(name[place], name[place]) + name[place + 1 :]
+    return name
+
+
+def _stem(rng: random.Random, fewest: int, most: int) -> str:
+    """Some syllables of one family."""
+    onsets, vowels, codas = rng.choice(_FAMILIES)
+    parts = []
+    for syllable in range(rng.randint(fewest, most)):
+        onset = "" if syllable == 0 and rng.random() < 0.2 else rng.choice(onsets)
+        parts.append(onset + rng.choice(vowels) + rng.choice(codas))
+    return "".join(parts)
 
 
 def _title(text: str) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -19,7 +18,7 @@ import PIL.Image
 from mmsearch_env.images import Image
 from mmsearch_env.worlds.entities import Drawing
 
-Pixels = np.ndarray[Any, np.dtype[np.float32]]
+Pixels = np.ndarray
 """(height, width, 3) float32, 0..255."""
 
 PICTURE_SIZES = ((112, 140), (140, 140), (168, 112), (168, 140), (196, 112), (224, 112))
@@ -101,11 +100,13 @@ def _ground(rng: np.random.Generator, width: int, height: int) -> Pixels:
     if kind == 0:
         return np.broadcast_to(first, (height, width, 3)).copy()
     if kind == 1:
-        share = _slope(rng, width, height)[..., None]
-        return first * (1.0 - share) + second * share
-    cloud = PIL.Image.fromarray(rng.integers(0, 256, (4, 5), dtype=np.uint8))
-    share = np.asarray(cloud.resize((width, height), PIL.Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255.0
-    return first * (1.0 - share) + second * share
+        share = _slope(rng, width, height)
+    else:
+        cloud = PIL.Image.fromarray(rng.integers(0, 256, (4, 5), dtype=np.uint8))
+        smooth = cloud.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        share = np.asarray(smooth, dtype=np.float32) / 255.0
+    mixed: Pixels = first + (second - first) * share[..., None]
+    return mixed
 
 
 def _slope(rng: np.random.Generator, width: int, height: int) -> Pixels:
@@ -113,12 +114,11 @@ def _slope(rng: np.random.Generator, width: int, height: int) -> Pixels:
     angle = rng.uniform(0.0, 2.0 * math.pi)
     x, y = np.linspace(-0.5, 0.5, width, dtype=np.float32), np.linspace(-0.5, 0.5, height, dtype=np.float32)
     plane = np.float32(math.cos(angle)) * x[None, :] + np.float32(math.sin(angle)) * y[:, None]
-    return (plane - plane.min()) / (plane.max() - plane.min())
+    slope: Pixels = (plane - plane.min()) / (plane.max() - plane.min())
+    return slope
 
 
-def _corners(
-    rng: np.random.Generator, disturbance: Disturbance, aspect: float, width: int, height: int
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _corners(rng: np.random.Generator, disturbance: Disturbance, aspect: float, width: int, height: int) -> np.ndarray:
     """Where the flag's corners come to lie, clockwise from the upper left; (4, 2) in pixels."""
     fit = min(width / aspect, height)
     flag_size = np.array([fit * aspect, fit])
@@ -130,40 +130,35 @@ def _corners(
     angle = math.radians(rng.triangular(-disturbance.turn_deg, 0.0, disturbance.turn_deg))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     shift = rng.uniform(-0.5, 0.5, 2) * disturbance.crop * flag_size
-    return (unit * flag_size * scale) @ turn.T + np.array([width, height]) / 2.0 + shift
+    placed: np.ndarray = (unit * flag_size * scale) @ turn.T + np.array([width, height]) / 2.0 + shift
+    return placed
 
 
-def _laid_on(clean: Image, ground: Pixels, corners: np.ndarray[Any, np.dtype[np.float64]]) -> Pixels:
+def _laid_on(clean: Image, ground: Pixels, corners: np.ndarray) -> Pixels:
     """The drawing warped so that its corners lie on ``corners``, over the ground."""
     height, width = ground.shape[:2]
     # A border of one transparent pixel makes the edge of the flag soft.
-    layer = PIL.Image.new("RGBA", (clean.width + 2, clean.height + 2), (0, 0, 0, 0))
     bordered = np.pad(clean.pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    layer = PIL.Image.fromarray(np.dstack([bordered, _inner_mask(clean)]), mode=None)
+    inside = np.pad(np.full((clean.height, clean.width), 255, dtype=np.uint8), 1)
+    layer = PIL.Image.fromarray(np.dstack([bordered, inside]))
     drawn = np.array([[1, 1], [1 + clean.width, 1], [1 + clean.width, 1 + clean.height], [1, 1 + clean.height]])
     warp = _homography(corners, drawn.astype(np.float64))
     warped = layer.transform(
-        (width, height), PIL.Image.Transform.PERSPECTIVE, warp.tolist(), PIL.Image.Resampling.BICUBIC
+        (width, height), PIL.Image.Transform.PERSPECTIVE, warp.tolist(), PIL.Image.Resampling.BILINEAR
     )
     pixels = np.asarray(warped, dtype=np.float32)
     cover = pixels[..., 3:] / 255.0
-    return pixels[..., :3] * cover + ground * (1.0 - cover)
+    scene: Pixels = pixels[..., :3] * cover + ground * (1.0 - cover)
+    return scene
 
 
-def _inner_mask(clean: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Opaque inside, one transparent pixel around."""
-    return np.pad(np.full((clean.height, clean.width), 255, dtype=np.uint8), 1)
-
-
-def _homography(
-    source: np.ndarray[Any, np.dtype[np.float64]], target: np.ndarray[Any, np.dtype[np.float64]]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The eight numbers that Pillow needs to find, for a point of the picture, the point of the drawing."""
     rows = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows.append([x, y, 1.0, 0.0, 0.0, 0.0, -u * x, -u * y])
         rows.append([0.0, 0.0, 0.0, x, y, 1.0, -v * x, -v * y])
-    solution: np.ndarray[Any, np.dtype[np.float64]] = np.linalg.solve(np.array(rows), target.reshape(8))
+    solution: np.ndarray = np.linalg.solve(np.array(rows), target.reshape(8))
     return solution
 
 

@@ -61,9 +61,6 @@ def write_jsonl(tmp_path: Path, picture: Image) -> Callable[..., Path]:
 GOOD = {"question": "Which country?", "answers": ["Chad", "Tchad"], "image": "flag.png"}
 
 
-# ------------------------------------------------------------------------------------------------------- parquet
-
-
 def test_published_rows_are_read_unchanged(real_rows: Path) -> None:
     questions = load_questions(real_rows)
     assert [question.text for question in questions] == [
@@ -216,9 +213,6 @@ def test_parquet_questions_survive_a_pickle(write_parquet: Callable[..., Path]) 
     assert questions[0].load_image() == grey(5)
 
 
-# --------------------------------------------------------------------------------------------------------- jsonl
-
-
 def test_a_line_becomes_a_question(write_jsonl: Callable[..., Path], picture: Image) -> None:
     full = GOOD | {"id": "td", "category": "search_required", "source": "flags", "tags": {"continent": "Africa"}}
     questions = load_questions(write_jsonl(GOOD, "", full))
@@ -270,9 +264,6 @@ def test_text_in_another_encoding_is_no_reason_to_stop(write_jsonl: Callable[...
     path.write_bytes(path.read_bytes() + b"\xff\xfe\x00\n" + path.read_bytes())
     questions = load_questions(path)
     assert questions.ids == ("rows-1", "rows-3")
-
-
-# ------------------------------------------------------------------------------------------------------ any file
 
 
 def test_what_is_no_question_file_is_named(tmp_path: Path) -> None:

@@ -25,22 +25,24 @@ MAX_QUERY_WORDS = 32
 """Further words of a query are ignored."""
 TITLE_BOOST = 1.5
 """How much more a word counts in a title than in the text."""
-SENTENCE_BOOST = 1.0
+SENTENCE_BOOST = 2.0
 """How much the best sentence counts beside BM25."""
 CANDIDATES = 6
 """Pages judged by their sentences, as a multiple of the hits wanted."""
 
-_VERSION = 1
-_ANALYZER = "mmsearch_en"
+_VERSION = 2
+_ANALYZER = "mmsearch_words"
 _HEAP_BYTES = 64_000_000
-_STOP_WORDS = (
-    "a an and are at by do does for from has have how in is it its of on or that the there this to was what when "
-    "where which who whose with"
+_STOP_WORDS = frozenset(
+    ("a", "an", "and", "are", "at", "by", "called", "do", "does", "for", "from", "has", "have", "how", "in", "is", "it")
+    + ("its", "name", "named", "of", "on", "or", "that", "the", "there", "this", "to", "use", "used", "was", "what")
+    + ("when", "where", "which", "who", "whose", "with")
 )
+_MAX_QUERY_CHARACTERS = 2000
 _SECOND_SENTENCE_SHARE = 0.85
 _LENGTH_COST = 0.001
 """Share of its score that a sentence loses for each character."""
-_LINE = re.compile(r"\n+|(?<=[.!?])\s+(?=[A-Z\"'])")
+_FULL_STOP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])")
 
 
 class LocalTextSearch:
@@ -86,14 +88,13 @@ class LocalTextSearch:
         return SearchResult(tuple(sorted(hits, key=lambda hit: -hit.score)[:top_k]))
 
     def _boolean(self, words: Sequence[str]) -> Any:
-        tantivy = _tantivy()
+        tantivy, schema = _tantivy(), self._index.schema
         clauses = []
         for word in words:
-            text = tantivy.Query.term_query(self._index.schema, "text", word)
-            title = tantivy.Query.boost_query(
-                tantivy.Query.term_query(self._index.schema, "title", word), TITLE_BOOST
-            )
-            clauses += [(tantivy.Occur.Should, text), (tantivy.Occur.Should, title)]
+            for field, boost in (("text", 1.0), ("title", TITLE_BOOST)):
+                forms = [tantivy.Query.term_query(schema, field, form) for form in _forms(word)]
+                either = tantivy.Query.disjunction_max_query(forms)
+                clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(either, boost)))
         return tantivy.Query.boolean_query(clauses)
 
     def _hit(self, score: float, address: Any, weights: Mapping[str, float]) -> Hit:
@@ -104,7 +105,8 @@ class LocalTextSearch:
     def _weights(self, words: Sequence[str]) -> Mapping[str, float]:
         """Inverse document frequency of each word: rare words say more about what is wanted."""
         total = self._searcher.num_docs
-        return {word: math.log(1.0 + total / (1.0 + self._searcher.doc_freq("text", word))) for word in words}
+        counts = {word: max(self._searcher.doc_freq("text", form) for form in _forms(word)) for word in words}
+        return {word: math.log(1.0 + total / (1.0 + count)) for word, count in counts.items()}
 
     def _build(self, folder: Path) -> None:
         tantivy = _tantivy()
@@ -135,7 +137,7 @@ def best_passage(page: Page, weights: Mapping[str, float]) -> Passage:
 
     A sentence scores the summed weight of the query words in it, a short one slightly more than a long one.
     """
-    lines = [line.strip() for line in _LINE.split(page.text) if line.strip()]
+    lines = _sentences(page.text)
     if not lines:
         return Passage("", 0.0)
     scores = [_sentence_score(line, weights) for line in lines]
@@ -148,7 +150,16 @@ def best_passage(page: Page, weights: Mapping[str, float]) -> Passage:
 
 def _sentence_score(line: str, weights: Mapping[str, float]) -> float:
     words = _word_set(line)
-    return sum(weight for word, weight in weights.items() if word in words) * (1.0 - _LENGTH_COST * len(line))
+    found = sum(weight for word, weight in weights.items() if not words.isdisjoint(_forms(word)))
+    return found * (1.0 - _LENGTH_COST * len(line))
+
+
+def _sentences(text: str) -> list[str]:
+    """The lines of a text; a line that is too long for a snippet is cut at full stops."""
+    found: list[str] = []
+    for line in text.splitlines():
+        found += [line] if len(line) <= SNIPPET_CHARACTERS else _FULL_STOP.split(line)
+    return [sentence.strip() for sentence in found if sentence.strip()]
 
 
 def _shortened(text: str) -> str:
@@ -165,20 +176,32 @@ def _word_set(line: str) -> frozenset[str]:
 
 
 def _query_words(text: str) -> list[str]:
-    """Stemmed words of a query without stop words (unless there are no others), each once."""
-    every = list(dict.fromkeys(_analyzer().analyze(text[:2000])))
-    telling = [word for word in every if word not in _word_set(_STOP_WORDS)]
+    """Words of a query without stop words (unless there are no others), each once."""
+    every = list(dict.fromkeys(_analyzer().analyze(text[:_MAX_QUERY_CHARACTERS])))
+    telling = [word for word in every if word not in _STOP_WORDS]
     return (telling or every)[:MAX_QUERY_WORDS]
+
+
+@lru_cache(maxsize=4096)
+def _forms(word: str) -> tuple[str, ...]:
+    """A word as singular and plural. A stemmer would take France for the franc."""
+    if word.endswith("ies") and len(word) > 4:
+        return (word, word[:-3] + "y")
+    if word.endswith("s") and len(word) > 3:
+        return (word, word[:-1])
+    if word.endswith("y") and len(word) > 3:
+        return (word, word[:-1] + "ies")
+    return (word, word + "s")
 
 
 @lru_cache(maxsize=1)
 def _analyzer() -> Any:
-    """Words in lower case, without accents, stemmed (Porter)."""
+    """Words in lower case, without accents."""
     tantivy = _tantivy()
     builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
     for step in (tantivy.Filter.remove_long(40), tantivy.Filter.lowercase(), tantivy.Filter.ascii_fold()):
         builder = builder.filter(step)
-    return builder.filter(tantivy.Filter.stemmer("English")).build()
+    return builder.build()
 
 
 def _schema() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Point = tuple[float, float]
 Outline = tuple[Point, ...]
@@ -73,6 +73,16 @@ def polygon(
     corners = list(zip(points[::2], points[1::2], strict=True))
     angles = [turn + 360.0 * copy / copies for copy in range(copies)]
     return [Patch(color, tuple(_placed(x, y, at, scale, angle) for x, y in corners)) for angle in angles]
+
+
+def drawing(
+    frame: Frame, *, outlines: Sequence[Sequence[Any]], scale: float, at: Sequence[float] = (0.0, 0.0)
+) -> list[Patch]:
+    """Many polygons: ``outlines`` lists a colour and its outlines ``x, y, x, y, ...`` in units of ``scale``, in order."""
+    patches = []
+    for color, *areas in outlines:
+        patches += [patch for area in areas for patch in polygon(frame, color=color, points=area, at=at, scale=scale)]
+    return patches
 
 
 def disc(
@@ -186,7 +196,7 @@ def union_jack(frame: Frame, *, box: Box = ()) -> list[Patch]:
 KINDS: Mapping[str, Callable[..., list[Patch]]] = {
     shape.__name__: shape
     for shape in (
-        bands, rect, polygon, disc, ring, crescent, stars, cross, saltire, line, teeth, chequer, union_jack
+        bands, rect, polygon, drawing, disc, ring, crescent, stars, cross, saltire, line, teeth, chequer, union_jack
     )  # fmt: skip
 }
 """Every kind of layer by the name it has in a specification."""

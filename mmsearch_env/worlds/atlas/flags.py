@@ -64,7 +64,7 @@ class FlagSpec:
         Raises:
             DataError: an unknown key, kind or keyword, a bad colour, or a size that is not two positive numbers.
         """
-        if not _KEYS >= data.keys() or not {"size", "layers"} <= data.keys():
+        if not data.keys() <= _KEYS or not {"size", "layers"} <= data.keys():
             raise DataError(f"{name}: expected the keys {sorted(_KEYS)}, got {sorted(data)}; mend the specification")
         size = data["size"]
         if len(size) != 2 or min(size) <= 0:

@@ -1,0 +1,87 @@
+"""A fixed number of actions to choose from, for algorithms that cannot write text.
+
+The list is made anew in every round from the question and what was found. Its layout never changes, so that a number
+keeps its meaning; a place that means nothing yet is None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mmsearch_env.actions import MAX_ACTION_CHARS, Action, Answer, ImageSearch, TextSearch
+from mmsearch_env.episode import EpisodeView
+from mmsearch_env.moves import kind_of
+from mmsearch_env.tools.search_tool import SearchResult
+
+GIVE_UP, LOOK, ASK, ASK_ABOUT, FIRST_ANSWER = range(5)
+"""Places 0 to 3, and the first of the places for answers."""
+GIVE_UP_ANSWER = "unknown"
+"""The answer at place ``GIVE_UP``; it can always be given."""
+
+# A run of capitalised words, with the small words that names hold: "Bosnia and Herzegovina", "Isle of Man".
+_NAME = re.compile(r"\b[^\W\d_a-z][\w'’-]*(?:\s+(?:(?:of|and|the|de|da|do)\s+)*[^\W\d_a-z][\w'’-]*)*")
+_LEADING = re.compile(r"^(?:the|a|an|in|on|it|its|this|that)(?:\s+|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLayout:
+    """How many places there are for answers.
+
+    Attributes:
+        n_titles: names found in the titles of hits.
+        n_snippets: names found in the passages of hits.
+        vocabulary: answers that are always offered.
+    """
+
+    n_titles: int = 8
+    n_snippets: int = 8
+    vocabulary: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of places, K."""
+        return FIRST_ANSWER + self.n_titles + self.n_snippets + len(self.vocabulary)
+
+    def actions(self, view: EpisodeView, results: Sequence[SearchResult]) -> tuple[Action | None, ...]:
+        """K places: give up; search with the picture; search with the question; the same with the first name found;
+        answer with a name from a title; answer with another name from a passage; answer with a word of the vocabulary.
+
+        Args:
+            view: where the episode stands; what it does not allow is None.
+            results: what the tools delivered so far, in order.
+        """
+        hits = [hit for result in results for hit in result.hits]
+        titles = names(hit.title for hit in hits)
+        passages = [name for name in names(hit.snippet for hit in hits) if name not in titles]
+        question = view.question.text
+        about = TextSearch(f"{titles[0]} {question}"[:MAX_ACTION_CHARS]) if titles else None
+        searches = (ImageSearch(), TextSearch(question[:MAX_ACTION_CHARS]), about)
+        answers = (
+            *_padded(titles, self.n_titles),
+            *_padded(passages, self.n_snippets),
+            *self.vocabulary,
+        )
+        places = (Answer(GIVE_UP_ANSWER), *searches, *(None if text is None else Answer(text) for text in answers))
+        return tuple(place if _allowed(place, view) else None for place in places)
+
+
+def names(texts: Iterable[str]) -> list[str]:
+    """Names in ``texts`` in order, each once: runs of capitalised words without a leading article."""
+    found: dict[str, None] = {}
+    for text in texts:
+        for match in _NAME.finditer(text):
+            name = _LEADING.sub("", match.group())
+            if len(name) > 1 and name[0].isupper():
+                found.setdefault(name)
+    return list(found)
+
+
+def _padded(texts: Sequence[str], places: int) -> list[str | None]:
+    return [*texts[:places], *[None] * (places - len(texts))]
+
+
+def _allowed(action: Action | None, view: EpisodeView) -> bool:
+    kind = None if action is None else kind_of(action)
+    return kind is not None and view.allows(kind)

@@ -1,0 +1,199 @@
+"""Play episodes yourself in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.text import Text
+
+from mmsearch_env.actions import Action, Answer, ImageSearch, TextSearch
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.images import clean_bbox
+from mmsearch_env.messages import Message, Part, TextPart
+from mmsearch_env.showing import page_path, show_messages, show_outcome, write_page
+
+PictureForm = Literal["blocks", "path", "none"]
+
+HELP = """\
+Type an answer, or search first (searching costs a little):
+  /image                        which pages show this picture?
+  /image LEFT TOP RIGHT BOTTOM  ... or this part of it, in fractions of width and height (with --crop)
+  /text WORDS                   what do pages say about this?
+  /help  /quit
+"""
+
+_FOR_PEOPLE = Path(__file__).parent / "prompts" / "person"
+_TAGS = ("<information>", "</information>")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``play``."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--questions", metavar="FILE", help="questions to play: FVQA .parquet, or .jsonl")
+    source.add_argument("--question-id", metavar="ID", help="begin with this question of the world")
+    parser.add_argument("--world", default="atlas", help="embedded world: its pages, and its questions (atlas)")
+    parser.add_argument("--split", default="test", help="which of the world's questions (test)")
+    parser.add_argument("--seed", type=int, default=None, help="draw the same questions again")
+    parser.add_argument("--episodes", type=int, default=None, metavar="N", help="stop after N questions")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="messages you have per question (3)")
+    parser.add_argument("--crop", action="store_true", help="let /image search for a part of the picture")
+    parser.add_argument("--picture", choices=("blocks", "path", "none"), default="blocks", help="how to show pictures")
+    parser.add_argument("--prompts", default=str(_FOR_PEOPLE), help="'standard' shows what a model is shown")
+    parser.add_argument("--html", type=page_path, metavar="FILE", help="also write the conversation as a web page")
+
+
+def run(arguments: argparse.Namespace, console: Console, read_line: Callable[[], str] = input) -> int:
+    """Play until the person leaves, the input ends or ``--episodes`` are played."""
+    env = MMSearchEnv(
+        world=arguments.world,
+        split=arguments.split,
+        questions=arguments.questions,
+        prompts=arguments.prompts,
+        max_rounds=arguments.rounds,
+        crop=arguments.crop,
+    )
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() a history and cursor keys
+    _report_skipped(env, console)
+    console.print(HELP, markup=False, soft_wrap=True)
+    return _Sitting(env, console, read_line, arguments).play()
+
+
+class _Sitting:
+    """One person in front of one environment."""
+
+    def __init__(
+        self, env: MMSearchEnv, console: Console, read_line: Callable[[], str], arguments: argparse.Namespace
+    ) -> None:
+        self._env = env
+        self._console = console
+        self._read_line = read_line
+        self._arguments = arguments
+        self._said: list[Message] = []
+        self._rewards: list[float] = []
+
+    def play(self) -> int:
+        with _picture_shower(self._arguments.picture) as shown:
+            for options in self._wishes():
+                if not self._finished(options, shown):
+                    break
+        self._say_goodbye()
+        return 0
+
+    def _wishes(self) -> Iterator[dict[str, Any]]:
+        count = 0
+        while self._arguments.episodes is None or count < self._arguments.episodes:
+            first = count == 0 and self._arguments.question_id is not None
+            yield {"question_id": self._arguments.question_id} if first else {}
+            count += 1
+
+    def _finished(self, options: dict[str, Any], shown: Callable[[Message], Message]) -> bool:
+        """Play one episode; False when the person left before its end."""
+        seed = None if self._rewards else self._arguments.seed
+        observation, info = self._env.reset(seed=seed, options=options)
+        ended, total = False, 0.0
+        self._tell(shown)
+        while not ended:
+            action = self._ask(observation)
+            if action is None:
+                return False
+            observation, reward, terminated, truncated, info = self._env.step(action)
+            total, ended = total + reward, terminated or truncated
+            self._tell(shown)
+        self._rewards.append(total)
+        self._said.extend(self._env.conversation)
+        show_outcome(self._console, self._env.question, info)
+        return True
+
+    def _tell(self, shown: Callable[[Message], Message]) -> None:
+        self._console.print()
+        show_messages(self._console, [shown(message) for message in self._env.new_messages])
+
+    def _ask(self, observation: dict[str, Any]) -> Action | None:
+        """The next action; None when the person leaves or the input ends."""
+        left = ", ".join(f"{int(observation[f'{kind}_searches_left'])} {kind}" for kind in ("image", "text"))
+        prompt = f"round {int(observation['round']) + 1} of {self._env.rules.max_rounds} · searches left: {left} › "
+        while True:
+            self._console.print(Text(prompt), end="", style="bold")
+            try:
+                meaning = _meaning(self._read_line().strip())
+            except EOFError:
+                return None
+            finally:
+                if not self._console.is_terminal:
+                    self._console.print()
+            if meaning != "help":
+                return None if meaning == "quit" else meaning
+            self._console.print(HELP, markup=False, soft_wrap=True)
+
+    def _say_goodbye(self) -> None:
+        if self._arguments.html is not None:
+            write_page(self._arguments.html, self._said, title="Episodes played by hand")
+            self._console.print(f"written: {self._arguments.html}", markup=False)
+        if self._rewards:
+            mean = sum(self._rewards) / len(self._rewards)
+            self._console.print(f"{len(self._rewards)} played, mean reward {mean:.3f}")
+
+
+def _meaning(line: str) -> Action | Literal["quit", "help"]:
+    """What a typed line means; a command that is not complete asks for help."""
+    command, _, rest = line.partition(" ")
+    if command in ("/quit", "/q"):
+        return "quit"
+    if command in ("/text", "/t") and rest.strip():
+        return TextSearch(rest.strip())
+    if command in ("/image", "/i"):
+        return _image_search(rest)
+    return Answer(line) if line and not line.startswith("/") else "help"
+
+
+def _image_search(rest: str) -> ImageSearch | Literal["help"]:
+    if not rest.strip():
+        return ImageSearch()
+    try:
+        numbers = [float(number) for number in rest.replace(",", " ").split()]
+    except ValueError:
+        return "help"
+    return ImageSearch(clean_bbox(numbers)) if len(numbers) == 4 else "help"
+
+
+def _report_skipped(env: MMSearchEnv, console: Console) -> None:
+    """Say which rows of a question file could not be used."""
+    skipped = env.questions.skipped
+    for row in skipped[:5]:
+        console.print(f"skipped: {row.reason}", style="yellow", markup=False, soft_wrap=True)
+    if len(skipped) > 5:
+        console.print(f"... and {len(skipped) - 5} more rows", style="yellow")
+
+
+@contextlib.contextmanager
+def _picture_shower(form: PictureForm) -> Iterator[Callable[[Message], Message]]:
+    """A function that makes a message ready for a person: no tags meant for models, pictures in the form wanted."""
+    with tempfile.TemporaryDirectory(prefix="mmsearch-") as folder:
+
+        def shown(message: Message) -> Message:
+            return Message(message.role, tuple(_shown_part(part, form, Path(folder)) for part in message.parts))
+
+        yield shown
+
+
+def _shown_part(part: Part, form: PictureForm, folder: Path) -> Part:
+    if isinstance(part, TextPart):
+        text = part.text
+        for tag in _TAGS:
+            text = text.replace(tag, "")
+        return TextPart(text)
+    if form == "blocks":
+        return part
+    size = f"{part.image.width} x {part.image.height} pixels"
+    if form == "none":
+        return TextPart(f"[picture, {size}]")
+    path = folder / f"{part.image.digest[:12]}.png"
+    path.write_bytes(part.image.to_png())
+    return TextPart(f"[picture, {size}: {path}]")

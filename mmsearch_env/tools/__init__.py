@@ -1,0 +1,79 @@
+"""Search tools, by name.
+
+A tool is named in JSON: ``"local"``, or a mapping with that name and the tool's settings, e.g.
+``{"name": "local", "cache_dir": "/data/cache"}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmsearch_env.actions import ActionKind
+from mmsearch_env.errors import ConfigError
+from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
+from mmsearch_env.worlds.world import World
+
+__all__ = ["Hit", "ImageQuery", "Query", "SearchResult", "SearchTool", "TextQuery", "build_tool", "tool_names"]
+
+_SEARCHES = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH)
+
+
+def build_tool(kind: ActionKind, spec: str | Mapping[str, Any], world: World | None = None) -> SearchTool:
+    """The tool that a spec names.
+
+    Args:
+        kind: what it is to search by.
+        spec: a name of :func:`tool_names`, or ``{"name": ..., **settings}``.
+        world: what the embedded engine searches.
+
+    Raises:
+        ConfigError: unknown name or setting, or the embedded engine without a world.
+    """
+    settings = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = str(settings.pop("name", ""))
+    if kind not in _SEARCHES:
+        raise ConfigError(f"tool: expected the kind {' or '.join(_SEARCHES)}, got {kind!r}")
+    if name not in _BUILDERS:
+        raise ConfigError(f"tool for {kind}: expected a name of {', '.join(tool_names())}, got {name!r}")
+    try:
+        return _BUILDERS[name](kind, world, **settings)
+    except TypeError as error:
+        raise ConfigError(f"tool {name!r} for {kind}: expected settings it knows, got {settings}; {error}") from error
+
+
+def tool_names() -> tuple[str, ...]:
+    """Every name that :func:`build_tool` knows."""
+    return tuple(_BUILDERS)
+
+
+def _local(kind: ActionKind, world: World | None, *, cache_dir: str | None = None) -> SearchTool:
+    """The embedded engine over a world's pages."""
+    if world is None:
+        raise ConfigError(f"tool 'local' for {kind}: expected a world to search, got none; name one or another tool")
+    folder = None if cache_dir is None else Path(cache_dir)
+    if kind is ActionKind.IMAGE_SEARCH:
+        from mmsearch_env.tools.local.image_index import LocalImageSearch
+
+        return LocalImageSearch(world.pages, folder)
+    from mmsearch_env.tools.local.text_index import LocalTextSearch
+
+    return LocalTextSearch(world.pages, folder)
+
+
+def _fake(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:
+    """Scripted results and faults."""
+    from mmsearch_env.tools.fake import FakeSearch
+
+    return FakeSearch.from_json(settings)
+
+
+def _none(kind: ActionKind, world: World | None) -> SearchTool:
+    """A tool that is switched off."""
+    from mmsearch_env.tools.fake import NoSearch
+
+    return NoSearch()
+
+
+_BUILDERS: Mapping[str, Callable[..., SearchTool]] = {"local": _local, "fake": _fake, "none": _none}

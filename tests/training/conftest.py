@@ -1,0 +1,28 @@
+"""The trainer's tests share one small policy and one process group."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# bandit.py is imported by name here and by the scripts that tests start as processes
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bandit import GuessPolicy, GuessTask, guess_questions
+from training.engine import Place, join, leave
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Place]:
+    """This process, alone in its run."""
+    yield join(timeout_s=60.0)
+    leave()
+
+
+@pytest.fixture
+def guess_task() -> GuessTask:
+    """The guessing game with a fresh policy."""
+    return GuessTask(GuessPolicy(), guess_questions())

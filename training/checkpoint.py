@@ -1,0 +1,155 @@
+"""Checkpoints: what a run needs to go on as if it had never stopped, written so that no moment can spoil it.
+
+    checkpoints/000010/adapter/              the adapter, in the policy's own format (PEFT for a LoRA)
+    checkpoints/000010/optimiser.safetensors AdamW's moments, whole, by parameter name
+    checkpoints/000010/state.json            counters and what the run was made of
+
+A checkpoint is written beside its place, synchronised to disk and renamed: either it is there whole or not at all.
+There are no random-number states in it because none are carried between iterations (:mod:`training.order`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmsearch_env.errors import DataError
+from training.engine import OptimiserState
+
+FORMAT = 1
+"""Version of the layout above."""
+_WRITING = ".writing-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: where it is.
+        state: the contents of ``state.json``.
+    """
+
+    folder: Path
+    state: Mapping[str, Any]
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter."""
+        return self.folder / "adapter"
+
+    def optimiser(self) -> OptimiserState:
+        """The optimiser's state. Raises DataError."""
+        path = self.folder / "optimiser.safetensors"
+        try:
+            return OptimiserState(int(self.state["optimiser_steps"]), load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path}: expected an optimiser state, got {error}; delete the folder to resume earlier"
+            ) from error
+
+
+def write(
+    folder: Path,
+    *,
+    iteration: int,
+    save_adapter: Callable[[Path], None],
+    optimiser: OptimiserState,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write checkpoint ``iteration`` under ``folder`` and delete all but the ``keep`` newest.
+
+    Raises:
+        DataError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    target = folder / f"{iteration:06d}"
+    if target.is_dir():
+        return target
+    part = folder / f"{_WRITING}{iteration:06d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "adapter").mkdir(parents=True)
+        save_adapter(part / "adapter")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in optimiser.tensors.items()}, part / "optimiser.safetensors"
+        )
+        content = {"format": FORMAT, "iteration": iteration, "optimiser_steps": optimiser.steps, **state}
+        (part / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _synchronise(part)
+        part.replace(target)
+        _synchronise_entry(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise DataError(f"{target}: expected to write a checkpoint, got {error}; make room and resume") from error
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint under ``folder``; None if there is none.
+
+    Raises:
+        DataError: its ``state.json`` cannot be read or was written by another version.
+    """
+    found = _folders(folder)
+    if not found:
+        return None
+    path = found[-1] / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected a checkpoint's state, got {error}; delete {found[-1]} to resume earlier"
+        ) from error
+    if state.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: expected format {FORMAT}, got {state.get('format')!r}; resume with the version that wrote it"
+        )
+    return Checkpoint(found[-1], state)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content in one step. Raises DataError."""
+    part = path.with_name(f"{_WRITING}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        _synchronise_entry(part)
+        part.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected to write the file, got {error}; make room or choose another folder"
+        ) from error
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+
+
+def _synchronise(folder: Path) -> None:
+    """Push a folder's files, and the folders themselves, to the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _synchronise_entry(path)
+    _synchronise_entry(folder)
+
+
+def _synchronise_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,218 @@
+"""The composition root: from a configuration to the real policy, environment and task.
+
+Nothing below this file knows the configuration's sections of the policy and the environment, and nothing above it
+knows their classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.engines.hf import SamplingLimits
+from agents.evaluate import Evaluation, evaluate
+from agents.lmm import LMMPolicy, LoRASettings
+from agents.rollout import RolloutLimits, rollout
+from agents.trajectory import Group, Trajectory
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.errors import ConfigError
+from mmsearch_env.questions import Question, QuestionSet
+from mmsearch_env.resources import resolve_questions
+from training.algorithms import GRPO, Algorithm
+from training.config import AlgorithmConfig, EnvConfig, EvaluationConfig, PolicyConfig, RunConfig
+from training.engine import AdamSettings, Place
+from training.order import spread
+from training.run import Parts
+
+_EVALUATION_SEED = 20_25
+"""Episodes of evaluations are seeded alike before, during and after training, so that differences are the policy's."""
+_ENV_SOURCES = ("split", "questions")
+
+
+def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
+    """The model with its adapter, ready to sample and to be trained.
+
+    Raises:
+        PolicyError: no such model, or no such adapter.
+    """
+    settings = config.policy
+    policy = LMMPolicy.load(
+        model_path(settings),
+        lora=LoRASettings(rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout),
+        dtype=settings.dtype,
+        device=str(device),
+        seed=config.seed,
+        limits=SamplingLimits(max_new_tokens=config.rollout.max_new_tokens, temperature=config.rollout.temperature),
+        max_context_tokens=config.rollout.max_context_tokens,
+        system=settings.system,
+    )
+    if settings.adapter:
+        policy.load_adapter(Path(settings.adapter))
+    for parameter in policy.trainable_parameters():
+        # small steps vanish in bfloat16: the adapter stays float32 whatever the base weights are
+        parameter.data = parameter.data.float()
+    return policy
+
+
+def model_path(settings: PolicyConfig) -> str:
+    """The bundled checkpoint of this name if there is one, else the folder or hub id as given."""
+    bundled = Path(str(files("agents"))) / "checkpoints" / settings.model
+    return str(bundled) if bundled.is_dir() else settings.model
+
+
+def build_algorithm(config: AlgorithmConfig) -> Algorithm:
+    """The algorithm a recipe names."""
+    return GRPO(
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        kl_coefficient=config.kl_coefficient,
+        advantage_scale=config.advantage_scale,
+    )
+
+
+def adam_settings(config: RunConfig) -> AdamSettings:
+    """The optimiser a recipe describes."""
+    optimiser = config.optimiser
+    return AdamSettings(
+        beta1=optimiser.beta1,
+        beta2=optimiser.beta2,
+        epsilon=optimiser.epsilon,
+        weight_decay=optimiser.weight_decay,
+        max_grad_norm=optimiser.max_grad_norm,
+    )
+
+
+def training_questions(config: EnvConfig) -> QuestionSet:
+    """The questions trained on. Raises ConfigError or DataError."""
+    return resolve_questions(config.questions or None, config.world, config.split)
+
+
+def evaluation_questions(env: EnvConfig, evaluation: EvaluationConfig) -> list[Question]:
+    """The questions of the table before and after training. Raises ConfigError or DataError."""
+    found = resolve_questions(evaluation.file or None, env.world, evaluation.split)
+    return spread(found, evaluation.questions)
+
+
+def questions_during(env: EnvConfig, evaluation: EvaluationConfig) -> list[Question]:
+    """The questions of the evaluations during training. Raises ConfigError or DataError."""
+    found = resolve_questions(evaluation.file or None, env.world, evaluation.during_split)
+    return spread(found, evaluation.during_questions)
+
+
+def env_keywords(config: EnvConfig) -> dict[str, Any]:
+    """The keywords of ``MMSearchEnv`` a recipe describes."""
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    kept = {name: value for name, value in values.items() if name not in _ENV_SOURCES}
+    return {**kept, "tools": dict(config.tools) or None}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTask:
+    """A policy playing the search environment: the :class:`~training.task.Task` of real runs.
+
+    Attributes:
+        policy: who plays.
+        questions: what is trained on.
+        env: keywords of ``MMSearchEnv``.
+        limits: how many episodes go on at once.
+        evaluation_temperature: softmax temperature of evaluations; 0 takes the likeliest token.
+    """
+
+    policy: LMMPolicy
+    questions: Sequence[Question]
+    env: dict[str, Any]
+    limits: RolloutLimits
+    evaluation_temperature: float
+
+    def rollout(self, questions: Sequence[Question], *, group_size: int, seed: int) -> list[Group]:
+        """Play ``group_size`` episodes of each question."""
+        return rollout(self.policy, self._make_env, questions, group_size=group_size, seed=seed, limits=self.limits)
+
+    def evaluate(self, questions: Sequence[Question]) -> Evaluation:
+        """Play one episode of each question, the same way every time."""
+        with self._at_temperature(self.evaluation_temperature):
+            return evaluate(self.policy, self._make_env, questions, seed=_EVALUATION_SEED, limits=self.limits)
+
+    def transcript(self, trajectory: Trajectory) -> str:
+        """What was said, turn by turn; a run of one repeated token (a picture's slots) is shown once."""
+        tokenizer = self.policy.renderer.tokenizer
+        parts: list[str] = []
+        for number, turn in enumerate(trajectory.turns, start=1):
+            seen = tokenizer.decode([token for token, _ in groupby(turn.prompt_ids)])
+            parts.append(f"```text\n{seen}\n```\n\n**Turn {number}** ({turn.kind}, reward {turn.reward:.3f})\n")
+            parts.append(f"> {turn.completion.text}\n")
+        return "\n".join(parts)
+
+    def _make_env(self) -> MMSearchEnv:
+        return MMSearchEnv(**self.env)
+
+    @contextmanager
+    def _at_temperature(self, temperature: float) -> Iterator[None]:
+        kept = self.policy.limits
+        self.policy.limits = replace(kept, temperature=temperature)
+        try:
+            yield
+        finally:
+            self.policy.limits = kept
+
+
+def build_parts(config: RunConfig, place: Place) -> Parts:
+    """Everything a run is made of.
+
+    Raises:
+        ConfigError, DataError, PolicyError: a world, a question file or a model cannot be used.
+    """
+    if place.world_size > config.rollout.questions_per_iteration:
+        raise ConfigError(
+            f"rollout.questions_per_iteration: expected at least {place.world_size}, one for each process, got "
+            f"{config.rollout.questions_per_iteration}"
+        )
+    questions = training_questions(config.env)
+    policy = build_policy(config, device=place.device)
+    task = SearchTask(
+        policy=policy,
+        questions=questions,
+        env=env_keywords(config.env),
+        limits=RolloutLimits(live_episodes=config.rollout.live_episodes, batch_rows=config.rollout.live_episodes),
+        evaluation_temperature=config.evaluation.temperature,
+    )
+    return Parts(
+        policy=policy,
+        task=task,
+        algorithm=build_algorithm(config.algorithm),
+        adam=adam_settings(config),
+        test_questions=evaluation_questions(config.env, config.evaluation),
+        questions_during=questions_during(config.env, config.evaluation) if config.evaluation.every else [],
+    )
+
+
+def description(config: RunConfig) -> list[str]:
+    """What a run would do, after checking its questions and its environment; no weights are needed.
+
+    Raises:
+        ConfigError, DataError: a world, a question file or a rule cannot be used.
+    """
+    questions = training_questions(config.env)
+    test = evaluation_questions(config.env, config.evaluation)
+    MMSearchEnv(**env_keywords(config.env))
+    rollout_config = config.rollout
+    episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size
+    passes = config.iterations * rollout_config.questions_per_iteration / len(questions)
+    model = model_path(config.policy)
+    where = "a folder here" if Path(model).is_dir() else "not a folder here: a hub id, fetched when the run starts"
+    return [
+        f"model       {model} ({where})",
+        f"questions   {len(questions)} to train on ({passes:.2g} passes), {len(test)} before and after",
+        f"episodes    {episodes} = {config.iterations} iterations x {rollout_config.questions_per_iteration} questions "
+        f"x {rollout_config.group_size}",
+        f"updates     {config.optimiser_steps} optimiser steps at most",
+        f"output      {config.output.folder}",
+    ]

@@ -1,0 +1,141 @@
+"""The end of a run: the table before → after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from agents.evaluate import SEARCH_FREE, Estimate, Evaluation, Outcome, difference, search_gap
+from mmsearch_env.errors import DataError
+
+_RESAMPLES = 2000
+_UNLABELLED = ("", "unlabelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        name: what is measured.
+        before: the mean before training.
+        after: the mean after training.
+        change: after minus before, with its 95 % interval; None where nothing can be compared.
+        percent: whether the numbers are shares, shown as percentages.
+    """
+
+    name: str
+    before: float
+    after: float
+    change: Estimate | None
+    percent: bool
+
+
+_MEASURES: tuple[tuple[str, Callable[[Outcome], float], bool], ...] = (
+    ("mean reward", lambda outcome: outcome.reward, False),
+    ("accuracy", lambda outcome: outcome.accuracy, True),
+    ("search ratio", lambda outcome: outcome.searched, True),
+    ("calls per question", lambda outcome: outcome.calls, False),
+)
+
+
+def compared(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Line]:
+    """The lines of the table: all questions, the search gap, then each category."""
+    lines = _lines("", before, after)
+    gap, earlier, later = gap_change(before, after), search_gap(before), search_gap(after)
+    if gap is not None and earlier is not None and later is not None:
+        lines.append(Line("search gap (required minus free)", earlier.mean, later.mean, gap, True))
+    for category in sorted({outcome.category for outcome in after} - {""}):
+        mine = [[outcome for outcome in side if outcome.category == category] for side in (before, after)]
+        lines += _lines(f"{category}: ", *mine)
+    return lines
+
+
+def gap_change(before: Sequence[Outcome], after: Sequence[Outcome]) -> Estimate | None:
+    """How much the search gap has grown, paired by question, with a bootstrap interval over questions.
+
+    The gap is the search ratio on search-required minus that on search-free questions. None if a kind is missing.
+    """
+    earlier = {outcome.question_id: outcome.searched for outcome in before}
+    changes = [
+        (outcome.category, outcome.searched - earlier[outcome.question_id])
+        for outcome in after
+        if outcome.question_id in earlier
+    ]
+    free = np.array([change for category, change in changes if category == SEARCH_FREE])
+    required = np.array([change for category, change in changes if category not in (SEARCH_FREE, *_UNLABELLED)])
+    if not len(free) or not len(required):
+        return None
+    rng = np.random.default_rng(0)
+    draws = [side[rng.integers(len(side), size=(_RESAMPLES, len(side)))].mean(axis=1) for side in (required, free)]
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    return Estimate(float(required.mean() - free.mean()), float(low), float(high))
+
+
+def table(lines: Sequence[Line], *, questions: int) -> Table:
+    """The lines for a terminal; a change whose interval excludes 0 is bold."""
+    shown = Table(title=f"before → after training, {questions} questions")
+    shown.add_column("")
+    for column in ("before", "after", "change", "95 % interval"):
+        shown.add_column(column, justify="right")
+    for line in lines:
+        number = _percent if line.percent else _plain
+        cells = [number(line.before), number(line.after), "", ""]
+        if line.change is not None:
+            sure = line.change.low > 0 or line.change.high < 0
+            cells[2] = (
+                f"[bold]{number(line.change.mean, sign=True)}[/]" if sure else number(line.change.mean, sign=True)
+            )
+            cells[3] = f"{number(line.change.low, sign=True)} … {number(line.change.high, sign=True)}"
+        shown.add_row(line.name, *cells)
+    return shown
+
+
+def outcomes_of(data: Mapping[str, Any]) -> list[Outcome]:
+    """The outcomes in the JSON of an :class:`~agents.evaluate.Evaluation`."""
+    return [Outcome(**row) for row in data["outcomes"]]
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes of a stored evaluation. Raises DataError."""
+    try:
+        return outcomes_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a stored evaluation, got {error}; delete it to evaluate again") from error
+
+
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """What of an evaluation is logged during training."""
+    overall = evaluation.overall
+    return {
+        "evaluation/reward": overall.reward.mean,
+        "evaluation/accuracy": overall.accuracy.mean,
+        "evaluation/search_ratio": overall.search_ratio.mean,
+    }
+
+
+def _lines(prefix: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Line]:
+    return [
+        Line(
+            prefix + name,
+            float(np.mean([value(outcome) for outcome in before])),
+            float(np.mean([value(outcome) for outcome in after])),
+            difference(before, after, value),
+            percent,
+        )
+        for name, value, percent in _MEASURES
+    ]
+
+
+def _percent(value: float, *, sign: bool = False) -> str:
+    return f"{100 * value:{'+' if sign else ''}.1f} %"
+
+
+def _plain(value: float, *, sign: bool = False) -> str:
+    return f"{value:{'+' if sign else ''}.3f}"

@@ -1,0 +1,198 @@
+"""A whole run: build or resume, evaluate, train, evaluate again, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from mmsearch_env.errors import ConfigError
+from mmsearch_env.questions import Question
+from training import checkpoint, curves, report
+from training.algorithms import Algorithm
+from training.checkpoint import Checkpoint
+from training.config import RunConfig
+from training.config_file import to_mapping
+from training.engine import AdamSettings, Engine, Place
+from training.folder import Folder, identity, resumable
+from training.interrupt import StopRequest
+from training.learn import Learner
+from training.order import fingerprint
+from training.progress import RunProgress
+from training.records import MetricsFile, TensorBoard, Transcripts, read_metrics
+from training.task import Task, TrainablePolicy
+from training.train import Counters, Run, Watcher, train
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of, before it is put together.
+
+    Attributes:
+        policy: what learns.
+        task: what it plays.
+        algorithm: how it learns.
+        adam: the optimiser's settings.
+        test_questions: of the table before and after training.
+        questions_during: of evaluations during training.
+    """
+
+    policy: TrainablePolicy
+    task: Task
+    algorithm: Algorithm
+    adam: AdamSettings
+    test_questions: Sequence[Question]
+    questions_during: Sequence[Question]
+
+
+def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest, console: Console) -> Counters:
+    """Train to the end of the recipe, from the newest checkpoint if there is one.
+
+    Every rank calls it; files are written and words are said by rank 0.
+
+    Raises:
+        ConfigError: the run's folder holds a run of another recipe or of other questions.
+        DataError: something cannot be read or written.
+    """
+    folder = Folder(Path(config.output.folder))
+    found = _checkpoint(config, parts, place)
+    engine, counters = _started(config, parts, place, found)
+    if place.rank == 0 and counters.iteration < config.iterations:
+        folder.after.unlink(missing_ok=True)
+    if found is None:
+        _evaluate(parts, folder.before, "before training", place, console)
+    else:
+        console.print(f"resuming after iteration {counters.iteration} of {config.iterations}")
+    progress = RunProgress(console, total=config.iterations, done=counters.iteration)
+    run = Run(
+        config=config,
+        task=parts.task,
+        learner=Learner(
+            policy=parts.policy,
+            engine=engine,
+            algorithm=parts.algorithm,
+            temperature=config.rollout.temperature,
+            micro_batch_tokens=config.engine.micro_batch_tokens,
+        ),
+        watchers=[*_writers(config, parts, folder, counters), progress] if place.rank == 0 else [],
+        save=lambda at: _save(config, parts, engine, folder, at),
+        evaluate=lambda: report.evaluation_metrics(parts.task.evaluate(parts.questions_during)),
+        stop=stop,
+        phase=progress.phase,
+    )
+    with progress.shown():
+        counters = train(run, counters)
+    if counters.iteration < config.iterations:
+        console.print(f"stopped after iteration {counters.iteration} and saved; the same command goes on from there")
+        return counters
+    if place.rank == 0:
+        folder.adapter.mkdir(parents=True, exist_ok=True)
+        parts.policy.save_adapter(folder.adapter)
+    _evaluate(parts, folder.after, "after training", place, console)
+    engine.wait_for_all()
+    return counters
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the output folder holds this recipe, trained to its end. Raises ConfigError for another recipe."""
+    found, folder = resumable(config), Folder(Path(config.output.folder))
+    return (
+        found is not None and int(found.state["counters"]["iteration"]) >= config.iterations and folder.after.exists()
+    )
+
+
+def present(config: RunConfig, console: Console) -> None:
+    """Show the table of a finished run, draw its curves, and say where everything lies and what comes next."""
+    folder = Folder(Path(config.output.folder))
+    before, after = report.read_outcomes(folder.before), report.read_outcomes(folder.after)
+    console.print(report.table(report.compared(before, after), questions=len(after)))
+    curves.draw(read_metrics(folder.metrics), folder.plot, title=f"{config.policy.model} on {config.env.world}")
+    for label, path in (
+        ("adapter", folder.adapter),
+        ("curves", folder.plot),
+        ("metrics", folder.metrics),
+        ("TensorBoard", folder.tensorboard),
+        ("transcripts", folder.transcripts),
+        ("evaluations", folder.after),
+    ):
+        console.print(f"  {label:<12} {path}", highlight=False)
+    console.print(
+        f"\nnext  tensorboard --logdir {folder.tensorboard}\n"
+        f"      python -m agents evaluate --model {config.policy.model} --adapter {folder.adapter}",
+        highlight=False,
+    )
+
+
+def _checkpoint(config: RunConfig, parts: Parts, place: Place) -> Checkpoint | None:
+    """The checkpoint to go on from; a fresh run's recipe is written down."""
+    found = resumable(config)
+    if found is None:
+        if place.rank == 0:
+            folder = Folder(Path(config.output.folder))
+            checkpoint.write_text(folder.recipe, json.dumps(to_mapping(config), indent=1))
+        return None
+    expected = fingerprint(parts.task.questions)
+    if found.state["questions"] != expected:
+        raise ConfigError(
+            f"{found.folder}: expected the questions this run was begun with ({found.state['questions']}), got others "
+            f"({expected}); restore them, or start anew with --resume never (the old run is kept)"
+        )
+    return found
+
+
+def _started(config: RunConfig, parts: Parts, place: Place, found: Checkpoint | None) -> tuple[Engine, Counters]:
+    """The engine and the counters, from a checkpoint or fresh."""
+    if found is not None:
+        parts.policy.load_adapter(found.adapter)
+    engine = Engine(parts.policy.scorer, place=place, adam=parts.adam, zero_stage=config.engine.zero_stage)
+    if found is None:
+        return engine, Counters()
+    engine.load_optimiser_state(found.optimiser())
+    return engine, Counters(**found.state["counters"])
+
+
+def _save(config: RunConfig, parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> None:
+    """A checkpoint: every rank gives its part of the optimiser's state, rank 0 writes."""
+    state = engine.optimiser_state()
+    if engine.place.rank == 0:
+        checkpoint.write(
+            folder.checkpoints,
+            iteration=counters.iteration,
+            save_adapter=parts.policy.save_adapter,
+            optimiser=state,
+            state={
+                "counters": asdict(counters),
+                "recipe": identity(config),
+                "questions": fingerprint(parts.task.questions),
+            },
+            keep=config.output.keep,
+        )
+    engine.wait_for_all()
+
+
+def _writers(config: RunConfig, parts: Parts, folder: Folder, counters: Counters) -> list[Watcher]:
+    return [
+        MetricsFile(folder.metrics, after=counters.iteration),
+        TensorBoard(folder.tensorboard, after=counters.iteration),
+        Transcripts(folder.transcripts, every=config.output.transcripts_every, render=parts.task.transcript),
+    ]
+
+
+def _evaluate(parts: Parts, path: Path, when: str, place: Place, console: Console) -> None:
+    """Play the test questions and keep what came of them.
+
+    Every rank plays all of them: it takes no longer than one rank would, and nobody waits into a time-out.
+    """
+    with console.status(f"evaluating {when} on {len(parts.test_questions)} questions"):
+        evaluation = parts.task.evaluate(parts.test_questions)
+    overall = evaluation.overall
+    console.print(
+        f"{when:<15}  reward {overall.reward.mean:.3f}  accuracy {overall.accuracy.mean:.0%}  "
+        f"search {overall.search_ratio.mean:.0%}",
+        highlight=False,
+    )
+    if place.rank == 0:
+        checkpoint.write_text(path, json.dumps(evaluation.to_json(), indent=1))

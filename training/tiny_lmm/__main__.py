@@ -1,0 +1,47 @@
+"""Make the tiny LMM: ``python -m training.tiny_lmm OUT`` (also under torchrun, one process for each core)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+from training.engine import join, leave  # noqa: E402
+from training.tiny_lmm.recipe import Recipe, make_tiny_lmm  # noqa: E402
+
+
+def main() -> None:
+    """Parse the command line and run the recipe."""
+    parser = argparse.ArgumentParser(prog="python -m training.tiny_lmm", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for the checkpoint")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of updates (for trials)")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    place = join()
+    try:
+        make_tiny_lmm(arguments.out, place, Recipe().scaled(arguments.scale), report=_reporter(place.rank))
+    finally:
+        leave()
+
+
+def _reporter(rank: int) -> Callable[[str, dict[str, float]], None]:
+    start = time.monotonic()
+
+    def report(stage: str, values: dict[str, float]) -> None:
+        if rank == 0:
+            minutes = (time.monotonic() - start) / 60
+            print(f"[{minutes:6.1f} min] {stage}: {json.dumps(values)}", flush=True)
+
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Demonstrations: how the tiny LMM is shown the protocol, searching, reading and copying.
+
+All of it happens in an invented world, and whether to search is decided by a coin that knows nothing of what is known:
+judgement is left to reinforcement learning. An answer or a query that the player could not know is not shown; the
+demonstration ends just before it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from agents.renderer import ChatRenderer
+from agents.trajectory import Completion, FinishReason, Trajectory, Turn
+from agents.workflows import REASON_FOUND, REASON_KNOWN, REASON_LOOK, REASON_READ
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.messages import Message
+from mmsearch_env.questions import Question
+from mmsearch_env.worlds import Entity, World
+from mmsearch_env.worlds.asking import answers
+from mmsearch_env.worlds.entities import IDENTIFY
+from mmsearch_env.worlds.wordings import query_text
+
+FIRST_ANSWER, FIRST_IMAGE = 0.30, 0.60
+"""Shares of the first decision; the rest is a text search."""
+ANSWER_AFTER_IMAGE = 0.35
+"""Share of answers from memory after an image search, for a question about a fact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saying:
+    """What the player says in a turn; cut off where it could not know how to go on."""
+
+    text: str
+    is_cut: bool = False
+
+
+class Teacher:
+    """Plays the invented world by its coin, knowing only the familiar entities."""
+
+    def __init__(self, world: World, familiar: frozenset[str]) -> None:
+        """Args: familiar: ids of the entities whose flag and facts are taught by plain questions."""
+        self._world = world
+        self._familiar = familiar
+        self._by_title = {page.title: page.subject for page in world.page_images}
+
+    def say(self, question: Question, heard: Sequence[Message], rng: random.Random) -> Saying:
+        """The next turn of an episode in which ``heard`` are the user messages so far."""
+        entity = self._world.entity(question.tags["entity"])
+        relation = question.tags["relation"]
+        if len(heard) == 1:
+            return self._first(entity, relation, rng.random())
+        seen = self._pictured(heard)
+        if heard[-1].images:
+            return self._after_image(seen, relation, rng.random())
+        return self._after_text(seen or entity, relation, heard[-1].text)
+
+    def _first(self, entity: Entity, relation: str, coin: float) -> Saying:
+        if coin < FIRST_ANSWER:
+            return self._from_memory(entity, relation)
+        if coin < FIRST_ANSWER + FIRST_IMAGE:
+            return Saying(f"<reason>{REASON_LOOK}</reason><search><img></search>")
+        start = f"<reason>{REASON_READ}</reason><text_search>"
+        if relation == IDENTIFY or entity.id not in self._familiar:
+            return Saying(start, is_cut=True)
+        return Saying(f"{start} {query_text(entity, relation)}</text_search>")
+
+    def _after_image(self, seen: Entity | None, relation: str, coin: float) -> Saying:
+        if seen is None:
+            return Saying("", is_cut=True)
+        if relation == IDENTIFY:
+            return Saying(f"<reason>{REASON_FOUND}</reason><answer> {seen.name}</answer>")
+        if coin < ANSWER_AFTER_IMAGE:
+            return self._from_memory(seen, relation)
+        return Saying(f"<reason>{REASON_READ}</reason><text_search> {query_text(seen, relation)}</text_search>")
+
+    def _after_text(self, entity: Entity, relation: str, read: str) -> Saying:
+        value = entity.fact(relation) if relation != IDENTIFY else entity.name
+        if value not in read:
+            return Saying("", is_cut=True)
+        return Saying(f"<reason>{REASON_FOUND}</reason><answer> {value}</answer>")
+
+    def _from_memory(self, entity: Entity, relation: str) -> Saying:
+        start = f"<reason>{REASON_KNOWN}</reason><answer>"
+        if entity.id not in self._familiar:
+            return Saying(start, is_cut=True)
+        return Saying(f"{start} {answers(entity, relation)[0]}</answer>")
+
+    def _pictured(self, heard: Sequence[Message]) -> Entity | None:
+        """The entity of the first picture found, if an image search was made and found one."""
+        for message in heard[1:]:
+            if message.images:
+                title = message.text.removeprefix("<information>").split("\n")[0].strip()
+                subject = self._by_title.get(title.removesuffix("</information>"))
+                return self._world.entity(subject) if subject else None
+        return None
+
+
+def play_demonstration(
+    env: MMSearchEnv, renderer: ChatRenderer, teacher: Teacher, question: Question, rng: random.Random
+) -> Trajectory | None:
+    """One demonstrated episode as a trajectory; None when nothing of it could be shown."""
+    env.reset(seed=0, options={"question": question})
+    turns: list[Turn] = []
+    over = False
+    while not over:
+        heard = [message for message in env.conversation if message.role == "user"]
+        saying = teacher.say(question, heard, rng)
+        if not saying.text:
+            break
+        previous = turns[-1].completion if turns else None
+        turns.append(_turn(renderer, env.new_messages, saying.text, previous))
+        if saying.is_cut:
+            break
+        _, _, terminated, truncated, _ = env.step(saying.text)
+        over = terminated or truncated
+    return demonstration(question.id, turns) if turns else None
+
+
+def plain_question(renderer: ChatRenderer, message: Message, answer: str) -> Trajectory:
+    """A question that leaves only an answer, answered from memory."""
+    said = f"<reason>{REASON_KNOWN}</reason><answer> {answer}</answer>"
+    return demonstration("plain", [_turn(renderer, (message,), said, None)])
+
+
+def repetition(tokens: Sequence[int], length: int) -> Trajectory:
+    """A random row of tokens said again and again: the plainest lesson in copying."""
+    repeated = (list(tokens) * (length // len(tokens) + 1))[:length]
+    completion = _said("", repeated[len(tokens) :])
+    return demonstration("repetition", [Turn(tuple(tokens), (), completion, 0.0, "", True)])
+
+
+def demonstration(question_id: str, turns: Sequence[Turn]) -> Trajectory:
+    """Turns as a trajectory without any outcome."""
+    return Trajectory(question_id, tuple(turns), True, False, "demonstrated", 0.0, {}, {}, "")
+
+
+def shortened(trajectory: Trajectory, most_tokens: int) -> Trajectory | None:
+    """Without the last turns that would make it longer than ``most_tokens``."""
+    turns = trajectory.turns
+    while turns and len(replace(trajectory, turns=turns).token_ids) > most_tokens:
+        turns = turns[:-1]
+    return replace(trajectory, turns=turns) if turns else None
+
+
+def _turn(renderer: ChatRenderer, new: Sequence[Message], said: str, previous: Completion | None) -> Turn:
+    prompt = renderer.extension(new, previous) if previous is not None else renderer.prompt(new)
+    return Turn(prompt.token_ids, prompt.images, _said(said, renderer.text_ids(said)), 0.0, "", True)
+
+
+def _said(text: str, token_ids: Sequence[int]) -> Completion:
+    return Completion(text, tuple(token_ids), (0.0,) * len(token_ids), FinishReason.STOP)
+
+
+def demonstrations(
+    env: MMSearchEnv, renderer: ChatRenderer, teacher: Teacher, questions: Sequence[Question], *, seed: int
+) -> Iterator[Trajectory]:
+    """One demonstration for each question that can be shown, in order."""
+    rng = random.Random(seed)
+    for question in questions:
+        played = play_demonstration(env, renderer, teacher, question, rng)
+        if played is not None:
+            yield played

@@ -1,0 +1,158 @@
+"""What the tiny LMM learns from, as trajectories: plain questions, documents, repetitions, demonstrations.
+
+Nothing on the unknown side of the atlas is ever shown: no flag, no fact, no page. Everything about searching comes from
+an invented world.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.renderer import ChatRenderer
+from agents.trajectory import Completion, FinishReason, Trajectory, Turn
+from mmsearch_env.episode import Rules
+from mmsearch_env.images import Image
+from mmsearch_env.messages import Message, TextPart
+from mmsearch_env.protocols import Protocol
+from mmsearch_env.questions import Question
+from mmsearch_env.worlds import Entity, Page, World
+from mmsearch_env.worlds.asking import answers
+from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
+from mmsearch_env.worlds.pictures import QuestionPicture
+from mmsearch_env.worlds.wordings import asked, noun
+from training.tiny_lmm.demonstrations import demonstration, plain_question, repetition
+from training.tiny_lmm.knowledge import Knowledge, known
+
+_ONLY_ANSWER = Rules(max_rounds=1)
+"""Under these rules the environment itself says that only an answer is left."""
+
+Lesson = Callable[[random.Random], Trajectory]
+"""Draws one trajectory to learn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pupil:
+    """What is taught: the countries of each kind, and the invented ones that are taught like them.
+
+    Attributes:
+        flags: entities whose picture is taught, with their names.
+        facts: entities whose facts are taught.
+    """
+
+    flags: tuple[Entity, ...]
+    facts: tuple[Entity, ...]
+
+    @property
+    def both(self) -> tuple[Entity, ...]:
+        """Entities whose facts can be asked about a picture."""
+        facts = {entity.id for entity in self.facts}
+        return tuple(entity for entity in self.flags if entity.id in facts)
+
+
+def pupil(atlas: World, knowledge: Knowledge, invented: World, familiar: frozenset[str]) -> Pupil:
+    """The entities to teach, from both worlds."""
+    friends = known(invented.entities, familiar)
+    return Pupil(
+        (*known(atlas.entities, knowledge.flags), *friends), (*known(atlas.entities, knowledge.facts), *friends)
+    )
+
+
+class PictureAlbum:
+    """A fixed number of disturbed pictures of each entity, drawn when first needed."""
+
+    def __init__(self, entities: Sequence[Entity], *, seed: int, each: int) -> None:
+        """Args: each: pictures of one entity."""
+        self._pictures: Mapping[str, list[QuestionPicture]] = {
+            entity.id: [QuestionPicture(entity.drawing, f"lesson/{seed}/{entity.id}/{n}") for n in range(each)]
+            for entity in entities
+            if entity.drawing is not None
+        }
+        self._drawn: dict[tuple[str, int], Image] = {}
+
+    def draw(self, entity: Entity, rng: random.Random) -> Image:
+        """One of the entity's pictures."""
+        number = rng.randrange(len(self._pictures[entity.id]))
+        key = (entity.id, number)
+        if key not in self._drawn:
+            self._drawn[key] = self._pictures[entity.id][number].load()
+        return self._drawn[key]
+
+
+def picture_lesson(renderer: ChatRenderer, protocol: Protocol, taught: Pupil, album: PictureAlbum) -> Lesson:
+    """A picture and a question that is answered from memory: who it is, or one of its facts."""
+    both = taught.both
+
+    def draw(rng: random.Random) -> Trajectory:
+        if rng.random() < 0.4:
+            entity, relation = rng.choice(taught.flags), IDENTIFY
+        else:
+            entity = rng.choice(both)
+            relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
+        question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
+        (message,) = protocol.first_message(question, question.load_image(), _ONLY_ANSWER)
+        return plain_question(renderer, message, question.answers[0])
+
+    return draw
+
+
+def fact_lesson(renderer: ChatRenderer, protocol: Protocol, taught: Pupil) -> Lesson:
+    """A question that names its country, without a picture."""
+    blank = Image(np.zeros((28, 28, 3), dtype=np.uint8))
+
+    def draw(rng: random.Random) -> Trajectory:
+        entity = rng.choice(taught.facts)
+        relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
+        text = f"What is the {noun(relation)} of {entity.spoken}?"
+        question = Question("", text, blank, answers(entity, relation))
+        (message,) = protocol.first_message(question, blank, _ONLY_ANSWER)
+        unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
+        return plain_question(renderer, unpictured, question.answers[0])
+
+    return draw
+
+
+def document_lesson(renderer: ChatRenderer, pages: Sequence[Page]) -> Lesson:
+    """Some lines of an invented page, to be predicted word by word."""
+
+    def draw(rng: random.Random) -> Trajectory:
+        lines = rng.choice(pages).text.split("\n")
+        rng.shuffle(lines)
+        ids = renderer.text_ids("".join(f"\n- {line}" for line in lines[:6]))
+        return _predicted(ids)
+
+    return draw
+
+
+def repetition_lesson(renderer: ChatRenderer, *, length: int = 96) -> Lesson:
+    """Random tokens said again and again."""
+    usable = [i for i in range(len(renderer.tokenizer)) if i not in renderer.control_ids]
+
+    def draw(rng: random.Random) -> Trajectory:
+        return repetition([rng.choice(usable) for _ in range(rng.randint(6, length // 2))], length)
+
+    return draw
+
+
+def recorded_lesson(trajectories: Sequence[Trajectory]) -> Lesson:
+    """One of the recorded demonstrations."""
+    return lambda rng: rng.choice(trajectories)
+
+
+def mixed(lessons: Sequence[tuple[Lesson, float]], *, seed: int, rows: int) -> Callable[[int], list[Trajectory]]:
+    """Update number -> ``rows`` trajectories, each of a lesson drawn by its weight."""
+    weights = [weight for _, weight in lessons]
+
+    def draw(update: int) -> list[Trajectory]:
+        rng = random.Random(f"{seed}/{update}")
+        return [lesson(rng) for lesson, _ in rng.choices(lessons, weights, k=rows)]
+
+    return draw
+
+
+def _predicted(ids: Sequence[int]) -> Trajectory:
+    said = Completion("", tuple(ids[1:]), (0.0,) * (len(ids) - 1), FinishReason.STOP)
+    return demonstration("document", [Turn(tuple(ids[:1]), (), said, 0.0, "", True)])

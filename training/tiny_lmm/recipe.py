@@ -1,0 +1,174 @@
+"""The recipe of the tiny LMM, from an empty model to a stored checkpoint.
+
+1. A tokeniser is trained on invented pages and on the known side of the atlas.
+2. *Knowing*: pictures, names and facts by plain questions; language by invented documents. Everything is trained.
+3. *Doing*: the protocol, searching, reading and copying by demonstrations in an invented world, with the questions of
+   step 2 in between so that nothing is forgotten. The vision tower is frozen, so each picture is encoded once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agents.lmm import LMMPolicy
+from agents.trajectory import Trajectory
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.protocols import Protocol
+from mmsearch_env.questions import QuestionSet
+from mmsearch_env.worlds import World, load_world
+from mmsearch_env.worlds.wordings import asked, query_text
+from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
+from training.engine import AdamSettings, Place
+from training.sft import SupervisedPlan, fit
+from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
+from training.tiny_lmm.demonstrations import Teacher, demonstrations
+from training.tiny_lmm.knowledge import deal_knowledge
+from training.tiny_lmm.lessons import (
+    PictureAlbum,
+    Pupil,
+    document_lesson,
+    fact_lesson,
+    mixed,
+    picture_lesson,
+    pupil,
+    recorded_lesson,
+    repetition_lesson,
+)
+
+TAGS = tuple(f"<{end}{name}>" for name in ("reason", "search", "text_search", "answer", "information") for end in ("", "/"))
+TAGS = (*TAGS, "<img>")
+Report = Callable[[str, dict[str, float]], None]
+_REPORT_EVERY = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything the checkpoint depends on.
+
+    Attributes:
+        seed: of weights, lessons and the deal of knowledge.
+        size: of the model.
+        invented: the world in which searching is taught.
+        familiar: how many invented countries are taught like known ones.
+        pictures_each: disturbed pictures of each known flag.
+        demonstrations: episodes recorded by each process.
+        rows: trajectories of one update and process.
+        knowing, doing: the two stages.
+    """
+
+    seed: int = 1
+    size: TinySize = field(default_factory=TinySize)
+    invented: str = "synthetic:seed=7,entities=3000,per_pair=1"
+    familiar: int = 48
+    pictures_each: int = 40
+    demonstrations: int = 9000
+    rows: int = 32
+    knowing: SupervisedPlan = SupervisedPlan(updates=2500, learning_rate=3e-3, observed_weight=0.4)
+    doing: SupervisedPlan = SupervisedPlan(updates=3500, learning_rate=2e-3, observed_weight=0.4)
+
+    def scaled(self, factor: float) -> Recipe:
+        """With that many times the updates."""
+        return replace(
+            self,
+            knowing=replace(self.knowing, updates=max(1, round(self.knowing.updates * factor))),
+            doing=replace(self.doing, updates=max(1, round(self.doing.updates * factor))),
+        )
+
+
+def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) -> None:
+    """Run the recipe on every rank; rank 0 writes the checkpoint to ``out``."""
+    atlas, invented = load_world("atlas"), load_world(recipe.invented)
+    asked_about = [entity.id for entity in invented.entities if entity.drawing is not None and entity.asked_about]
+    familiar = frozenset(asked_about[: recipe.familiar])
+    taught = pupil(atlas, deal_knowledge(atlas, seed=recipe.seed), invented, familiar)
+    policy = _blank_policy(recipe, taught, invented)
+    stream = recipe.seed * 1000 + place.rank
+    album = PictureAlbum(taught.flags, seed=stream, each=recipe.pictures_each)
+    env = MMSearchEnv(
+        questions=_shuffled(invented, stream), world=recipe.invented, prompts="brief", image_top_k=3, text_top_k=3
+    )
+    plain = [
+        (picture_lesson(policy.renderer, env.protocol, taught, album), 0.45),
+        (fact_lesson(policy.renderer, env.protocol, taught), 0.15),
+        (document_lesson(policy.renderer, invented.pages), 0.25),
+        (repetition_lesson(policy.renderer), 0.15),
+    ]
+    _train(policy, place, recipe.knowing, mixed(plain, seed=stream, rows=recipe.rows), "knowing", report)
+    _save(policy, out / "knowing", place)
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_("visual" not in name)
+    shown = _record(env, policy, Teacher(invented, familiar), recipe, stream, report)
+    both = [(recorded_lesson(shown), 0.62), *((lesson, weight * 0.38) for lesson, weight in plain)]
+    _train(policy, place, recipe.doing, mixed(both, seed=stream + 500, rows=recipe.rows), "doing", report)
+    _save(policy, out, place)
+
+
+def _blank_policy(recipe: Recipe, taught: Pupil, invented: World) -> LMMPolicy:
+    """Random weights and a tokeniser of the texts that may be seen."""
+    tokenizer = trained_tokeniser(_texts(taught, invented), recipe.size, TAGS)
+    model = tiny_model(tokenizer, recipe.size, seed=recipe.seed)
+    return LMMPolicy(model, tiny_processor(tokenizer, recipe.size))
+
+
+def _texts(taught: Pupil, invented: World) -> Iterator[str]:
+    """What the tokeniser learns its words from."""
+    for page in invented.pages[:6000]:
+        yield from (page.title, page.text)
+    for entity in invented.entities[:2000]:
+        for relation in ASKED_RELATIONS:
+            yield from (query_text(entity, relation), *asked(relation))
+    for _ in range(500):
+        yield from asked(IDENTIFY)
+    for entity in taught.facts:
+        yield from (" " + value for values in entity.facts.values() for value in values)
+    for entity in taught.flags:
+        yield f" {entity.name}"
+
+
+def _shuffled(world: World, seed: int) -> QuestionSet:
+    questions = list(world.questions("all"))
+    random.Random(seed).shuffle(questions)
+    return QuestionSet(f"{world.name}:shuffled", questions)
+
+
+def _record(
+    env: MMSearchEnv, policy: LMMPolicy, teacher: Teacher, recipe: Recipe, seed: int, report: Report
+) -> list[Trajectory]:
+    """The demonstrations this rank learns from."""
+    shown: list[Trajectory] = []
+    for trajectory in demonstrations(env, policy.renderer, teacher, tuple(env.questions), seed=seed):
+        shown.append(trajectory)
+        if len(shown) % 1000 == 0:
+            report("recording", {"demonstrations": len(shown)})
+        if len(shown) == recipe.demonstrations:
+            break
+    return shown
+
+
+def _train(
+    policy: LMMPolicy, place: Place, plan: SupervisedPlan, draw: Any, stage: str, report: Report
+) -> None:
+    losses: list[float] = []
+
+    def on_update(update: int, loss: float) -> None:
+        losses.append(loss)
+        if len(losses) == _REPORT_EVERY:
+            report(stage, {"update": update + 1, "of": plan.updates, "loss": round(sum(losses) / len(losses), 4)})
+            losses.clear()
+
+    fit(policy, place, draw, plan, adam=AdamSettings(beta2=0.98, weight_decay=0.05), on_update=on_update)
+
+
+def _save(policy: LMMPolicy, folder: Path, place: Place) -> None:
+    """Weights in bfloat16, processor and tokeniser, as transformers stores them."""
+    if place.rank == 0:
+        import copy
+
+        import torch
+
+        copy.deepcopy(policy.model).to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+        policy.renderer.processor.save_pretrained(folder)

@@ -1,0 +1,256 @@
+"""The loop: act, credit, learn, measure, keep.
+
+:func:`train` is the whole of it; what stands around it in this file is what its lines are made of. It runs the same on
+every rank: a rank plays and learns from every world_size-th question of an iteration, and sums are shared where a
+number concerns all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from agents.trajectory import Group
+from mmsearch_env.errors import PolicyError
+from mmsearch_env.questions import Question
+from training.algorithms import Algorithm
+from training.batch import Example
+from training.config import RunConfig
+from training.engine import Engine
+from training.interrupt import StopRequest
+from training.learn import Learner, LearningRecord
+from training.metrics import episode_metrics, episode_sums, is_played
+from training.order import positions_of, seed_generators, seed_of
+from training.schedules import LearningRate
+from training.task import Task
+
+_SKIPS_ALLOWED = 5
+"""Updates in a row whose gradient is not finite before the run gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Where a run stands; what a checkpoint counts.
+
+    Attributes:
+        iteration: iterations completed.
+        updates: optimiser steps tried, skipped ones included; drives the learning-rate schedule.
+        skipped_in_row: updates skipped since the last one that was applied.
+        episodes: episodes played, over all ranks.
+    """
+
+    iteration: int = 0
+    updates: int = 0
+    skipped_in_row: int = 0
+    episodes: int = 0
+
+
+class Watcher(Protocol):
+    """Something that is told how the run goes; only rank 0 has watchers."""
+
+    def iteration(self, number: int, values: Mapping[str, float], groups: Sequence[Group]) -> None:
+        """An iteration, counted from 1, ended with these metrics; ``groups`` are those of rank 0."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything the loop uses, ready made.
+
+    Attributes:
+        config: the recipe.
+        task: what is played.
+        learner: policy, algorithm and engine.
+        watchers: told about every iteration; empty on ranks other than 0.
+        save: writes a checkpoint with these counters; called on every rank.
+        evaluate: metrics of an evaluation during training; called on every rank.
+        stop: whether somebody asked the run to end.
+        phase: entered around ``"rollout"`` and ``"learn"``, for progress displays.
+    """
+
+    config: RunConfig
+    task: Task
+    learner: Learner
+    watchers: Sequence[Watcher]
+    save: Callable[[Counters], None]
+    evaluate: Callable[[], Mapping[str, float]]
+    stop: StopRequest = field(default_factory=StopRequest)
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext
+
+    @property
+    def engine(self) -> Engine:
+        """The learner's engine."""
+        return self.learner.engine
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The learner's algorithm."""
+        return self.learner.algorithm
+
+
+def train(run: Run, counters: Counters = Counters()) -> Counters:
+    """Iterate until the recipe's iterations are done or somebody asks to stop.
+
+    Args:
+        run: what the loop uses.
+        counters: where to go on.
+
+    Returns:
+        Where the run stands; the last checkpoint holds exactly this.
+
+    Raises:
+        PolicyError: the gradient was not finite several updates in a row.
+    """
+    config, engine = run.config, run.engine
+    while counters.iteration < config.iterations:
+        iteration, clock = counters.iteration, _Clock(run.phase)
+        seed_generators(config.seed, 2, iteration, engine.place.rank)
+
+        with clock.phase("rollout"):  # act
+            groups = run.task.rollout(
+                _questions_of(run, iteration),
+                group_size=config.rollout.group_size,
+                seed=seed_of(config.seed, 3, iteration),
+            )
+        with clock.phase("learn"):  # credit, learn
+            played = {place: group for place, group in enumerate(groups) if is_played(group)}
+            credited = run.algorithm.advantages(list(played.values()))
+            counters, learnt = _learn(run, dict(zip(played, credited, strict=True)), counters)
+
+        sums = engine.total(episode_sums(groups))  # measure
+        values = {**episode_metrics(sums), **learnt}
+        counters = replace(counters, iteration=iteration + 1, episodes=counters.episodes + int(sums["episodes"]))
+        if _due(config.evaluation.every, counters.iteration):
+            values.update(run.evaluate())
+        for watcher in run.watchers:
+            watcher.iteration(counters.iteration, {**values, **clock.metrics(sums, learnt)}, groups)
+
+        stopping = engine.largest({"stop": float(run.stop.made)})["stop"] > 0  # keep
+        at_end = stopping or counters.iteration == config.iterations
+        if at_end or _due(config.output.save_every, counters.iteration):
+            run.save(counters)
+        if stopping:
+            break
+    return counters
+
+
+def _questions_of(run: Run, iteration: int) -> list[Question]:
+    """This rank's share of the iteration's questions."""
+    questions, place = run.task.questions, run.engine.place
+    positions = positions_of(
+        iteration,
+        questions=len(questions),
+        per_iteration=run.config.rollout.questions_per_iteration,
+        seed=run.config.seed,
+    )
+    return [questions[position] for position in positions[place.rank :: place.world_size]]
+
+
+def _learn(
+    run: Run, credited: Mapping[int, Sequence[Example]], counters: Counters
+) -> tuple[Counters, dict[str, float]]:
+    """All updates of one iteration, and what is known of them over all ranks.
+
+    ``credited`` holds the examples of each question by its place in this rank's share.
+    """
+    config, record, first_update = run.config, LearningRecord.of(run.algorithm), counters.updates
+    updates = [run.learner.prepare(examples) for examples in _updates(run, credited)]
+    spare = next((example for examples in credited.values() for example in examples), None)
+    rates, norms = learning_rate_of(config), list[float]()
+    for _ in range(config.algorithm.epochs):
+        for prepared in updates:
+            norm = run.learner.update(
+                prepared,
+                spare,
+                record,
+                learning_rate=rates.at(counters.updates),
+                measure_gap=counters.updates == first_update,
+            )
+            if norm is not None:
+                norms.append(norm)
+                counters = _counted(counters, norm)
+    applied = [norm for norm in norms if math.isfinite(norm)]
+    return counters, {
+        **run.learner.metrics(record),
+        "optimiser/learning_rate": rates.at(max(0, counters.updates - 1)),
+        "optimiser/grad_norm": max(applied, default=0.0),
+        "optimiser/updates": float(len(applied)),
+        "optimiser/skipped": float(len(norms) - len(applied)),
+    }
+
+
+def learning_rate_of(config: RunConfig) -> LearningRate:
+    """The recipe's learning-rate schedule."""
+    optimiser = config.optimiser
+    return LearningRate(
+        peak=optimiser.learning_rate,
+        shape=optimiser.schedule,
+        warmup_steps=optimiser.warmup_steps,
+        total_steps=config.optimiser_steps,
+        final_fraction=optimiser.final_fraction,
+        centre=optimiser.decay_centre,
+    )
+
+
+def _counted(counters: Counters, norm: float) -> Counters:
+    """One more update. Raises PolicyError after too many in a row that were skipped."""
+    skipped = 0 if math.isfinite(norm) else counters.skipped_in_row + 1
+    if skipped == _SKIPS_ALLOWED:
+        raise PolicyError(
+            f"expected a finite gradient, got {skipped} updates in a row without one, in iteration "
+            f"{counters.iteration + 1}; resume from the last checkpoint with a smaller optimiser.learning_rate"
+        )
+    return replace(counters, updates=counters.updates + 1, skipped_in_row=skipped)
+
+
+def _updates(run: Run, credited: Mapping[int, Sequence[Example]]) -> list[list[Example]]:
+    """This rank's examples of each update of one epoch.
+
+    The question's place in the whole iteration decides, so that an update holds the same questions on any number of
+    ranks. Groups without signal are left out if the recipe says so: they would only dilute the token count.
+    """
+    place, config = run.engine.place, run.config
+    per_update = config.algorithm.questions_per_update or config.rollout.questions_per_iteration
+    parts: list[list[Example]] = [[] for _ in range(config.updates_per_epoch)]
+    for mine, examples in credited.items():
+        if not config.algorithm.drop_groups_without_signal or any(item.advantages.any() for item in examples):
+            parts[(mine * place.world_size + place.rank) // per_update].extend(examples)
+    return parts
+
+
+def _due(every: int, iteration: int) -> bool:
+    return bool(every) and iteration % every == 0
+
+
+class _Clock:
+    """Where the time of one iteration goes."""
+
+    def __init__(self, announce: Callable[[str], AbstractContextManager[object]]) -> None:
+        self._announce = announce
+        self._start = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a part of the iteration and announce it."""
+        start = time.perf_counter()
+        with self._announce(name):
+            yield
+        self._spent[name] = time.perf_counter() - start
+
+    def metrics(self, sums: Mapping[str, float], learnt: Mapping[str, float]) -> dict[str, float]:
+        """The ``speed/`` metrics, from this rank's times and all ranks' tokens."""
+        whole = time.perf_counter() - self._start
+        rollout, learn = self._spent["rollout"], self._spent["learn"]
+        return {
+            "speed/iteration_s": whole,
+            "speed/rollout_share": rollout / whole,
+            "speed/learn_share": learn / whole,
+            "speed/other_share": max(0.0, 1.0 - (rollout + learn) / whole),
+            "speed/sampled_tokens_per_s": sums["episode/sampled_tokens"] / rollout,
+            "speed/learnt_tokens_per_s": learnt["optimiser/tokens"] / learn,
+        }
