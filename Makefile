@@ -75,7 +75,7 @@ types: $(STAMPS)/lint
 	$(BIN)/mypy
 
 imports: $(STAMPS)/lint
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 check: lint types imports
 

@@ -21,6 +21,8 @@ from mmsearch_env.questions import Question
 
 SEARCH_FREE = "search_free"
 """Label of a question that a policy answers without searching."""
+SEARCH_REQUIRED = ("search_required", "image_required", "text_required", "both_required")
+"""Labels of questions that it answers only with a search: FVQA's one, and those measured here."""
 FIXED_PLAN_CALLS = 2
 """Searches the fixed plan makes for every question; the denominator of the call ratio."""
 _RESAMPLES = 2000
@@ -185,7 +187,7 @@ def scores(outcomes: Sequence[Outcome]) -> Scores:
 def search_gap(outcomes: Sequence[Outcome]) -> Estimate | None:
     """Search ratio on questions that need searching minus on those that do not; None if one kind is missing."""
     free = np.array([o.searched for o in outcomes if o.category == SEARCH_FREE])
-    required = np.array([o.searched for o in outcomes if o.category not in (SEARCH_FREE, "", "unlabelled")])
+    required = np.array([o.searched for o in outcomes if o.category in SEARCH_REQUIRED])
     if not len(free) or not len(required):
         return None
     draws = _resampled(required) - _resampled(free)

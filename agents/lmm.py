@@ -9,6 +9,7 @@ share tokens, positions, vision features and adapter. The reference policy is th
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ class LoRASettings:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
+
+    @classmethod
+    def stored(cls, folder: str | Path) -> Self:
+        """The settings of an adapter in PEFT's format. Raises PolicyError if there is none."""
+        try:
+            found = LoraConfig.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise PolicyError(f"expected an adapter in {folder}, got {error}; give a folder made by save_adapter") from error
+        return cls(found.r, found.lora_alpha, found.lora_dropout)
 
 
 class LMMPolicy:
@@ -192,11 +202,10 @@ def with_adapter(model: Any, lora: LoRASettings) -> Any:
     ]
     if not names:
         raise PolicyError("expected linear layers under a language model, got none; this architecture is not supported")
-    return get_peft_model(
-        model,
-        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names),
-        autocast_adapter_dtype=False,
-    )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    with warnings.catch_warnings():  # peft still asks the model by names that transformers has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def _row(request: Request, prompt: Prompt) -> Row:

@@ -89,7 +89,8 @@ class VisionCache:
 def _pick(output: Any, position: int) -> Any:
     """The part of a tower output that belongs to one picture."""
     one = type(output)()
-    one["pooler_output"] = [output.pooler_output[position]]
+    pooled = output.pooler_output  # a list of tensors, or one tensor where every picture has as many tokens
+    one["pooler_output"] = pooled[position : position + 1] if torch.is_tensor(pooled) else [pooled[position]]
     deep = getattr(output, "deepstack_features", None)
     if deep is not None:
         one["deepstack_features"] = [[layer[position]] for layer in deep]
@@ -99,7 +100,8 @@ def _pick(output: Any, position: int) -> Any:
 def _join(outputs: Sequence[Any]) -> Any:
     """Several pictures' outputs as one, in the tower's own form."""
     joined = type(outputs[0])()
-    joined["pooler_output"] = [feature for output in outputs for feature in output.pooler_output]
+    pooled = [output.pooler_output for output in outputs]
+    joined["pooler_output"] = torch.cat(pooled) if torch.is_tensor(pooled[0]) else [f for one in pooled for f in one]
     deep = getattr(outputs[0], "deepstack_features", None)
     if deep is not None:
         joined["deepstack_features"] = [

@@ -1,4 +1,4 @@
-"""The three ways to use one model: answer directly, search by a fixed plan, search on demand.
+"""Ways to use one model: answer directly, search by a fixed plan, search on demand (arXiv 2506.20670, section 4.1).
 
 A workflow scripts a part of some turns and may narrow the episode's rules; the rest the policy says itself. Scripted
 tokens are seen by the model but were not sampled, so they are never trained on.
@@ -51,26 +51,27 @@ class Workflow:
         return self.scripts[turn] if turn < len(self.scripts) else FREE
 
 
+_KNOW = Script(f"<reason>{REASON_KNOWN}</reason><answer>")
+_LOOK = Script(f"<reason>{REASON_LOOK}</reason><search><img></search>", is_whole=True)
+_READ = Script(f"<reason>{REASON_READ}</reason><text_search>")
+_FOUND = Script(f"<reason>{REASON_FOUND}</reason><answer>")
+
 ON_DEMAND = Workflow("on_demand")
 """The policy decides in every turn."""
 
-DIRECT = Workflow(
-    "direct",
-    (Script(f"<reason>{REASON_KNOWN}</reason><answer>"),),
-    MappingProxyType({"max_rounds": 1}),
-)
+DIRECT = Workflow("direct", (_KNOW,), MappingProxyType({"max_rounds": 1}))
 """One turn, and it is an answer."""
 
-FIXED_RAG = Workflow(
-    "fixed_rag",
-    (
-        Script(f"<reason>{REASON_LOOK}</reason><search><img></search>", is_whole=True),
-        Script(f"<reason>{REASON_READ}</reason><text_search>"),
-        Script(f"<reason>{REASON_FOUND}</reason><answer>"),
-    ),
-    MappingProxyType({"max_rounds": 3}),
-)
+FIXED_RAG = Workflow("fixed_rag", (_LOOK, _READ, _FOUND), MappingProxyType({"max_rounds": 3}))
 """Always an image search, then always a text search whose query the policy writes, then an answer."""
 
-WORKFLOWS: Mapping[str, Workflow] = MappingProxyType({w.name: w for w in (ON_DEMAND, DIRECT, FIXED_RAG)})
+IMAGE_ONLY = Workflow("image_only", (_LOOK,), MappingProxyType({"max_rounds": 2}))
+"""An image search, then an answer."""
+
+TEXT_ONLY = Workflow("text_only", (_READ, _FOUND), MappingProxyType({"max_rounds": 2}))
+"""A text search whose query the policy writes, then an answer."""
+
+WORKFLOWS: Mapping[str, Workflow] = MappingProxyType(
+    {workflow.name: workflow for workflow in (ON_DEMAND, DIRECT, FIXED_RAG, IMAGE_ONLY, TEXT_ONLY)}
+)
 """Every workflow by name."""

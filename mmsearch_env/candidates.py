@@ -23,6 +23,15 @@ GIVE_UP_ANSWER = "unknown"
 # A run of capitalised words, with the small words that names hold: "Bosnia and Herzegovina", "Isle of Man".
 _NAME = re.compile(r"\b[^\W\d_a-z][\w'’-]*(?:\s+(?:(?:of|and|the|de|da|do)\s+)*[^\W\d_a-z][\w'’-]*)*")
 _LEADING = re.compile(r"^(?:the|a|an|in|on|it|its|this|that)(?:\s+|$)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_WORD = re.compile(r"[+.]?\w[\w'’-]*")
+_SMALL_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be been by called for from had has have in into is it its known lies named of on or that "
+        "the their there they this to was were which who with",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +39,13 @@ class CandidateLayout:
     """How many places there are for answers.
 
     Attributes:
-        n_titles: names found in the titles of hits.
-        n_snippets: names found in the passages of hits.
+        n_titles: names found in the titles of image hits.
+        n_snippets: what is new in the passages of text hits.
         vocabulary: answers that are always offered.
     """
 
-    n_titles: int = 8
-    n_snippets: int = 8
+    n_titles: int = 4
+    n_snippets: int = 4
     vocabulary: tuple[str, ...] = ()
 
     @property
@@ -46,15 +55,16 @@ class CandidateLayout:
 
     def actions(self, view: EpisodeView, results: Sequence[SearchResult]) -> tuple[Action | None, ...]:
         """K places: give up; search with the picture; search with the question; the same with the first name found;
-        answer with a name from a title; answer with another name from a passage; answer with a word of the vocabulary.
+        answer with a name from a title, with what a passage says that the question did not, with a vocabulary word.
 
         Args:
             view: where the episode stands; what it does not allow is None.
             results: what the tools delivered so far, in order.
         """
         hits = [hit for result in results for hit in result.hits]
-        titles = names(hit.title for hit in hits)
-        passages = [name for name in names(hit.snippet for hit in hits) if name not in titles]
+        titles = names(hit.title for hit in hits if not hit.snippet)
+        known = f"{view.question.text} {titles[0] if titles else ''}"
+        passages = news((hit.snippet for hit in hits), known)
         question = view.question.text
         about = TextSearch(f"{titles[0]} {question}"[:MAX_ACTION_CHARS]) if titles else None
         searches = (ImageSearch(), TextSearch(question[:MAX_ACTION_CHARS]), about)
@@ -76,6 +86,36 @@ def names(texts: Iterable[str]) -> list[str]:
             if len(name) > 1 and name[0].isupper():
                 found.setdefault(name)
     return list(found)
+
+
+def news(passages: Iterable[str], known: str) -> list[str]:
+    """What ``passages`` say beyond the words of ``known``: runs of other words, each once, small words left out.
+
+    Within a sentence the last run comes first, since that is where a statement puts what is new.
+    """
+    old = {word.casefold() for word in _WORD.findall(known)} | _SMALL_WORDS
+    found: dict[str, None] = {}
+    for passage in passages:
+        for sentence in _SENTENCE_END.split(passage):
+            for run in reversed(_runs(sentence, old)):
+                found.setdefault(run)
+    return list(found)
+
+
+def _runs(sentence: str, old: set[str] | frozenset[str]) -> list[str]:
+    """Words that stand next to each other and are not ``old``."""
+    runs: list[str] = []
+    end = -1
+    for match in _WORD.finditer(sentence):
+        if match.group().casefold() in old:
+            end = -1
+        elif runs and match.start() == end + 1 and sentence[end] == " ":
+            runs[-1] += f" {match.group()}"
+            end = match.end()
+        else:
+            runs.append(match.group())
+            end = match.end()
+    return runs
 
 
 def _padded(texts: Sequence[str], places: int) -> list[str | None]:

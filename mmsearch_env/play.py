@@ -60,7 +60,6 @@ def run(arguments: argparse.Namespace, console: Console, read_line: Callable[[],
     )
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() a history and cursor keys
-    _report_skipped(env, console)
     console.print(HELP, markup=False, soft_wrap=True)
     return _Sitting(env, console, read_line, arguments).play()
 
@@ -161,15 +160,6 @@ def _image_search(rest: str) -> ImageSearch | Literal["help"]:
     except ValueError:
         return "help"
     return ImageSearch(clean_bbox(numbers)) if len(numbers) == 4 else "help"
-
-
-def _report_skipped(env: MMSearchEnv, console: Console) -> None:
-    """Say which rows of a question file could not be used."""
-    skipped = env.questions.skipped
-    for row in skipped[:5]:
-        console.print(f"skipped: {row.reason}", style="yellow", markup=False, soft_wrap=True)
-    if len(skipped) > 5:
-        console.print(f"... and {len(skipped) - 5} more rows", style="yellow")
 
 
 @contextlib.contextmanager

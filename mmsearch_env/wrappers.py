@@ -74,8 +74,8 @@ class CandidateActions(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
         self,
         env: gymnasium.Env[Any, Any],
         *,
-        n_titles: int = 8,
-        n_snippets: int = 8,
+        n_titles: int = 4,
+        n_snippets: int = 4,
         vocabulary: Sequence[str] = (),
     ) -> None:
         """Args: see :class:`~mmsearch_env.candidates.CandidateLayout`. Raises ConfigError."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu")
+# Before anything is imported that reads them. What somebody set on purpose (DS_ACCELERATOR=cuda) stays.
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -21,6 +24,18 @@ from mmsearch_env.questions import Question, QuestionSet
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+
+
+_cache = tempfile.TemporaryDirectory(prefix="mmsearch-tests-")
+
+
+def pytest_configure() -> None:
+    """Indices are built in a folder of this run: no test sees, or changes, what the user has cached."""
+    os.environ["MMSEARCH_CACHE_DIR"] = _cache.name
+
+
+def pytest_unconfigure() -> None:
+    _cache.cleanup()
 
 
 @pytest.fixture(scope="session")

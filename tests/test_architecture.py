@@ -63,7 +63,7 @@ def config() -> configparser.ConfigParser:
 
 
 def test_import_contracts_hold() -> None:
-    lint = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+    lint = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
     checked = subprocess.run([sys.executable, "-c", lint], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "Contracts: " in checked.stdout, checked.stderr
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -117,6 +117,22 @@ def test_every_package_is_listed_for_installation() -> None:
     assert {".".join(p.parent.relative_to(ROOT).parts) for p in SOURCES if p.name == "__init__.py"} == listed
     for path in SOURCES:
         assert (path.parent / "__init__.py").exists(), f"{name_of(path.parent)} has code and no __init__.py"
+
+
+def test_every_data_file_is_packaged() -> None:
+    """A file beside the code that no pattern of setup.cfg names would be missing from what is installed."""
+    patterns = config()["options.package_data"]
+    packaged = {
+        path
+        for package, globs in patterns.items()
+        for pattern in globs.split(",")
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern.strip())
+    }
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+            if path.is_file() and not hidden and path.suffix not in (".py", ".pyc", ".md"):
+                assert path in packaged, f"{name_of(path)} is not named in [options.package_data] of setup.cfg"
 
 
 def test_constraints_pin_every_direct_dependency_and_torch_first() -> None:

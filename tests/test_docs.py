@@ -66,6 +66,13 @@ def test_paths_named_in_the_text_exist(page: Path) -> None:
         assert (ROOT / path).exists(), f"{page_name(page)} names {path}"
 
 
+def test_make_targets_named_in_the_text_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE):
+            assert target in targets, f"{page_name(page)} says `make {target}`"
+
+
 def test_every_document_is_reached_from_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     for page in (ROOT / "docs").glob("*.md"):

@@ -63,16 +63,18 @@ def _train(config: RunConfig, resume: str, console: Console) -> None:
     from training.folder import Folder
     from training.interrupt import stop_on_signals
 
+    if resume == "auto" and run.is_finished(config):
+        run.present(config, console)
+        return
     place = join(timeout_s=config.engine.timeout_s)
     try:
         if resume == "never" and place.rank == 0:
             moved = Folder(Path(config.output.folder)).set_aside()
             console.print(f"the old run is kept in {moved}" if moved else "starting anew")
         wait_for_all()
-        if not run.is_finished(config):
-            with stop_on_signals() as stop:
-                run.execute(config, compose.build_parts(config, place), place, stop=stop, console=console)
-        if run.is_finished(config) and place.rank == 0:
+        with stop_on_signals() as stop:
+            run.execute(config, compose.build_parts(config, place), place, stop=stop, console=console)
+        if place.rank == 0 and run.is_finished(config):
             run.present(config, console)
     finally:
         leave()

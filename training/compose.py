@@ -108,7 +108,7 @@ def questions_during(env: EnvConfig, evaluation: EvaluationConfig) -> list[Quest
 
 
 def env_keywords(config: EnvConfig) -> dict[str, Any]:
-    """The keywords of ``MMSearchEnv`` a recipe describes."""
+    """The keywords of ``MMSearchEnv`` a recipe describes, its questions left out."""
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     kept = {name: value for name, value in values.items() if name not in _ENV_SOURCES}
     return {**kept, "tools": dict(config.tools) or None}
@@ -180,7 +180,7 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
     task = SearchTask(
         policy=policy,
         questions=questions,
-        env=env_keywords(config.env),
+        env={**env_keywords(config.env), "questions": questions},
         limits=RolloutLimits(live_episodes=config.rollout.live_episodes, batch_rows=config.rollout.live_episodes),
         evaluation_temperature=config.evaluation.temperature,
     )
@@ -202,7 +202,7 @@ def description(config: RunConfig) -> list[str]:
     """
     questions = training_questions(config.env)
     test = evaluation_questions(config.env, config.evaluation)
-    MMSearchEnv(**env_keywords(config.env))
+    MMSearchEnv(**env_keywords(config.env), questions=questions)
     rollout_config = config.rollout
     episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size
     passes = config.iterations * rollout_config.questions_per_iteration / len(questions)

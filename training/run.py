@@ -89,8 +89,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         console.print(f"stopped after iteration {counters.iteration} and saved; the same command goes on from there")
         return counters
     if place.rank == 0:
-        folder.adapter.mkdir(parents=True, exist_ok=True)
-        parts.policy.save_adapter(folder.adapter)
+        checkpoint.write_adapter(folder.adapter, parts.policy.save_adapter)
     _evaluate(parts, folder.after, "after training", place, console)
     engine.wait_for_all()
     return counters
@@ -105,7 +104,11 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def present(config: RunConfig, console: Console) -> None:
-    """Show the table of a finished run, draw its curves, and say where everything lies and what comes next."""
+    """Show the table of a finished run, draw its curves, and say where everything lies and what comes next.
+
+    Raises:
+        DataError: a file of the run cannot be read.
+    """
     folder = Folder(Path(config.output.folder))
     before, after = report.read_outcomes(folder.before), report.read_outcomes(folder.after)
     console.print(report.table(report.compared(before, after), questions=len(after)))

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmsearch_env.datasets.parquet import ParquetPicture, ParquetTable, picture_problems
+from mmsearch_env.datasets.parquet import ParquetPicture, ParquetTable, picture_column
 from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text
 from mmsearch_env.errors import DataError
 from mmsearch_env.images import ImageSource
@@ -26,7 +26,7 @@ IMAGE_MARK = "<image>"
 
 
 def read_fvqa(path: Path) -> QuestionSet:
-    """Read a file; rows count from 1. Every picture's header is looked at once, no picture is decoded or kept.
+    """Read a file; rows count from 1. Every picture's header is looked at, none is decoded.
 
     Raises:
         DataError: the file is corrupt, its columns are not FVQA's, or no row is usable.
@@ -37,7 +37,7 @@ def read_fvqa(path: Path) -> QuestionSet:
         name for name in ("prompt", "reward_model", "data_source", "data_id", "category") if name in table.columns
     ]
     rows = RowCollector(path)
-    problems = picture_problems(table, PICTURES)
+    problems = picture_column(path, PICTURES).problems
     for number, row in enumerate(table.rows(wanted), start=1):
         try:
             if number in problems:

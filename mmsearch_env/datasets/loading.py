@@ -19,6 +19,9 @@ READERS: dict[str, Callable[[Path], QuestionSet]] = {
 }
 """File ending to reader."""
 
+REPORTED_ROWS = 5
+"""Skipped rows that are named in the log; the others are counted."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +49,14 @@ def _read(path: Path, modified_ns: int, size_bytes: int) -> QuestionSet:
     """Read a file; the last two arguments are there to notice that it changed."""
     questions = READERS[path.suffix.lower()](path)
     if questions.skipped:
-        total = len(questions) + len(questions.skipped)
-        _log.warning("%d of %d rows skipped, the first: %s", len(questions.skipped), total, questions.skipped[0].reason)
+        _log.warning("%s", _report(questions))
     return questions
+
+
+def _report(questions: QuestionSet) -> str:
+    skipped = questions.skipped
+    lines = [f"{len(skipped)} of {len(questions) + len(skipped)} rows skipped:"]
+    lines += [row.reason for row in skipped[:REPORTED_ROWS]]
+    if len(skipped) > REPORTED_ROWS:
+        lines.append(f"... and {len(skipped) - REPORTED_ROWS} more; QuestionSet.skipped has them all")
+    return "\n  ".join(lines)

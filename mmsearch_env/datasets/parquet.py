@@ -1,7 +1,8 @@
 """Parquet files: the only file that imports pyarrow.
 
-Rows are streamed in small batches, and pictures stay encoded in the file until somebody looks at one: the memory used
-is a few batches, whatever the size of the file. Rows count from 1, as people count them.
+Rows are streamed in small batches. Pictures are copied, still encoded, to an unnamed temporary file on first sight,
+where any one of them is found at once: in parquet itself a picture can only be reached through all that stand before
+it in its page, and published files have pages of hundreds of megabytes. Rows count from 1, as people count them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import threading
-from collections import OrderedDict
+import os
+import tempfile
+import weakref
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +24,8 @@ from mmsearch_env.images import Image, check_header
 
 BATCH_ROWS = 16
 """Rows that are decoded together; a published picture has about 300 kB."""
-KEPT_PICTURES = 64
-"""Encoded pictures a reader keeps for the next look (a group of rollouts asks for the same one again)."""
+BUFFER_BYTES = 1_000_000
+"""Read from the file at a time, in bytes."""
 
 
 class ParquetTable:
@@ -37,29 +40,15 @@ class ParquetTable:
         self.path = path
         self._arrow = _import_pyarrow(path)
         with self._reading():
-            self._file = self._arrow.parquet.ParquetFile(path)
+            # Without these two, whole row groups are fetched ahead: a gigabyte for a published file.
+            self._file = self._arrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
         self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
 
-    def rows(self, columns: Sequence[str], *, first_group: int = 0) -> Iterator[dict[str, Any]]:
-        """Every row in order from the start of a row group, as plain Python values."""
-        groups = range(first_group, self._file.num_row_groups)
+    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Every row in order, as plain Python values."""
         with self._reading():
-            for batch in self._file.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=list(columns)):
+            for batch in self._file.iter_batches(BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
-
-    def group_of(self, row: int) -> tuple[int, int]:
-        """The row group that holds ``row``, and that group's first row.
-
-        Raises:
-            ImageError: the file has fewer rows.
-        """
-        first = 1
-        for group in range(self._file.num_row_groups):
-            rows_in_group = self._file.metadata.row_group(group).num_rows
-            if row < first + rows_in_group:
-                return group, first
-            first += rows_in_group
-        raise ImageError(f"{self.path}: expected at most {first - 1} rows, got row {row}; the file has changed")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -72,7 +61,7 @@ class ParquetTable:
 
 @dataclass(frozen=True, slots=True)
 class ParquetPicture:
-    """The picture of one row, read and decoded each time it is loaded."""
+    """The picture of one row, decoded each time it is loaded."""
 
     path: Path
     column: str
@@ -80,55 +69,79 @@ class ParquetPicture:
 
     def load(self) -> Image:
         """The picture. Raises ImageError with the file and the row."""
-        data = _reader(self.path, self.column).read(self.row)
-        return Image.from_bytes(data, name=f"{self.path}, row {self.row}")
+        name = f"{self.path}, row {self.row}"
+        return Image.from_bytes(picture_column(self.path, self.column).read(self.row), name=name)
 
 
-def picture_problems(table: ParquetTable, column: str) -> dict[int, str]:
-    """Rows whose picture cannot be used, and why, judged by their number and header; nothing is decoded."""
-    problems: dict[int, str] = {}
-    for number, row in enumerate(table.rows([column]), start=1):
-        try:
-            check_header(io.BytesIO(_only_picture(row[column])), name="its picture")
-        except ImageError as error:
-            problems[number] = str(error)
-    return problems
+class PictureColumn:
+    """The encoded pictures of one column, copied to a temporary file that vanishes with this object.
 
-
-class _PictureReader:
-    """Pictures of one column by row: reading in order passes over the file once, jumping back starts a group again."""
+    Attributes:
+        problems: rows whose picture cannot be used, and why, judged by their number and header; nothing is decoded.
+    """
 
     def __init__(self, table: ParquetTable, column: str) -> None:
-        self._table = table
-        self._column = column
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[int, object] = OrderedDict()
-        self._scan: Iterator[dict[str, Any]] = iter(())
-        self._next_row = 0
+        """Raises DataError when the file is damaged or the temporary folder is full."""
+        self.problems: dict[int, str] = {}
+        self._path = table.path
+        self._starts = array("Q", [0])
+        self._file = _large_temporary_file()
+        weakref.finalize(self, self._file.close)
+        for number, row in enumerate(table.rows([column]), start=1):
+            try:
+                data = _only_picture(row[column])
+                check_header(io.BytesIO(data), name="its picture")
+            except ImageError as error:
+                self.problems[number] = str(error)
+                data = b""
+            self._append(data)
 
     def read(self, row: int) -> bytes:
-        """The encoded picture of a row."""
-        with self._lock:
-            if row not in self._kept:
-                self._read_until(row)
-            self._kept.move_to_end(row)
-            return _only_picture(self._kept[row])
+        """The encoded picture of a row. Raises ImageError when it cannot be used."""
+        if row in self.problems or not 0 < row < len(self._starts):
+            problem = self.problems.get(row, f"expected at most {len(self._starts) - 1} rows; the file has changed")
+            raise ImageError(f"{self._path}, row {row}: {problem}")
+        start, end = self._starts[row - 1], self._starts[row]
+        return os.pread(self._file.fileno(), end - start, start)
 
-    def _read_until(self, row: int) -> None:
-        group, first_row = self._table.group_of(row)
-        if not first_row <= self._next_row <= row:
-            self._scan = self._table.rows([self._column], first_group=group)
-            self._next_row = first_row
-        while self._next_row <= row:
-            self._kept[self._next_row] = next(self._scan)[self._column]
-            self._next_row += 1
-            if len(self._kept) > KEPT_PICTURES:
-                self._kept.popitem(last=False)
+    def _append(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            folder = _temporary_folder() or tempfile.gettempdir()
+            raise DataError(
+                f"{self._path}: expected room for its pictures in {folder}, got {error.strerror}; "
+                "make room or set TMPDIR to another folder"
+            ) from error
+        self._starts.append(self._starts[-1] + len(data))
+
+
+def picture_column(path: Path, column: str) -> PictureColumn:
+    """The pictures of a file, copied once in this process unless the file changes."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ImageError(f"{path}: expected a readable file, got {error.strerror}; put it back") from error
+    return _copied(path, column, state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache(maxsize=8)
-def _reader(path: Path, column: str) -> _PictureReader:
-    return _PictureReader(ParquetTable(path), column)
+def _copied(path: Path, column: str, modified_ns: int, size_bytes: int) -> PictureColumn:
+    """The last two arguments are there to notice that the file changed."""
+    return PictureColumn(ParquetTable(path), column)
+
+
+def _large_temporary_file() -> io.FileIO:
+    """Unbuffered, so that what is written can be read by position at once and a full disk shows where it happens."""
+    return tempfile.TemporaryFile(buffering=0, prefix="mmsearch-", dir=_temporary_folder())
+
+
+def _temporary_folder() -> str | None:
+    """``/var/tmp``, which is on a disk where ``/tmp`` may be memory, unless somebody chose another folder."""
+    chosen = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    return None if chosen or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
 
 
 def _only_picture(value: object) -> bytes:

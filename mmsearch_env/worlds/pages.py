@@ -16,6 +16,8 @@ from mmsearch_env.worlds.slugs import slug
 from mmsearch_env.worlds.wordings import capitalised, fill, noun, seeded, told, wordings
 from mmsearch_env.worlds.world import Page
 
+LONGEST_LINE = 110
+"""Characters of a line; a line that no wording makes as short as this is left out."""
 _LIST_LENGTH = 8
 _GROUPED_BY = ("currency", "language")
 _LISTED = ("capital", "calling_code", "internet_domain", "demonym", "largest_city")
@@ -43,7 +45,16 @@ def write_pages(world: str, entities: Sequence[Entity], *, seed: int) -> list[Pa
 
 def sentence(rng: random.Random, relation: str, entity: Entity) -> str:
     """One fact of an entity in a random wording. The relation must be known."""
-    return _ended(fill(rng.choice(told(relation)), entity, value=entity.fact(relation)))
+    return _said(rng, told(relation), entity, value=entity.fact(relation))
+
+
+def _said(rng: random.Random, templates: Sequence[str], entity: Entity, **values: str) -> str:
+    """One of the templates, filled; the shortest if that one becomes too long a line."""
+    line = fill(rng.choice(templates), entity, **values)
+    if len(line) > LONGEST_LINE:
+        line = min((fill(template, entity, **values) for template in templates), key=len)
+    # An abbreviation brings its own full stop.
+    return line[:-1] if line.endswith("..") else line
 
 
 class _Writer:
@@ -73,14 +84,14 @@ class _Writer:
         texts = self._further["city"]
         if capital:
             rng = self._rng("capital", entity.id)
-            lines = [fill(rng.choice(texts["told"]), entity, value=capital), sentence(rng, "capital", entity)]
+            lines = [_said(rng, texts["told"], entity, value=capital), sentence(rng, "capital", entity)]
             lines += self._some(rng, entity, ("largest_city", "currency", "language"), 2)
             title = rng.choice(texts["titles"]).format(value=capital)
             yield self._page(f"capital/{entity.id}", title, lines, None, entity.id)
         if largest and largest != capital:
             rng = self._rng("largest_city", entity.id)
-            lines = [fill(rng.choice(texts["told"]), entity, value=largest), sentence(rng, "largest_city", entity)]
-            lines.append(fill(rng.choice(texts["largest_only"]), entity, value=largest))
+            lines = [_said(rng, texts["told"], entity, value=largest), sentence(rng, "largest_city", entity)]
+            lines.append(_said(rng, texts["largest_only"], entity, value=largest))
             title = rng.choice(texts["titles"]).format(value=largest)
             yield self._page(f"largest-city/{entity.id}", title, lines, None, entity.id)
 
@@ -94,9 +105,9 @@ class _Writer:
         for other in others[:_LIST_LENGTH]:
             known = [relation for relation in ASKED_RELATIONS if other.fact(relation)]
             for relation in rng.sample(known, min(2, len(known))):
-                template = rng.choice(self._further["neighbours"]["told"])
-                said = {"other": other.spoken, "Other": capitalised(other.spoken), "noun": noun(relation)}
-                lines.append(_ended(fill(template, entity, value=other.fact(relation), **said)))
+                words = {"other": other.spoken, "Other": capitalised(other.spoken), "noun": noun(relation)}
+                templates = self._further["neighbours"]["told"]
+                lines.append(_said(rng, templates, entity, value=other.fact(relation), **words))
         title = fill(rng.choice(self._further["neighbours"]["titles"]), entity)
         yield self._page(f"neighbours/{entity.id}", title, lines[:_LIST_LENGTH])
 
@@ -105,7 +116,7 @@ class _Writer:
         for relation, values in (entity.former or {}).items():
             rng = self._rng("former", entity.id, relation)
             templates = wordings()["former"][relation]
-            lines = [_ended(fill(rng.choice(templates), entity, value=value)) for value in values]
+            lines = [_said(rng, templates, entity, value=value) for value in values]
             title = fill(rng.choice(self._further["former"]["titles"]), entity, noun=noun(relation))
             yield self._page(f"former-{relation}/{entity.id}", title, lines, None, entity.id)
 
@@ -158,9 +169,5 @@ class _Writer:
         self, page_id: str, title: str, lines: Sequence[str], picture: Drawing | None = None, subject: str = ""
     ) -> Page:
         url = f"https://{self._world}.example/{page_id}"
-        return Page(page_id, url, title, "\n".join(lines), picture, subject)
-
-
-def _ended(line: str) -> str:
-    """Without a second full stop after an abbreviation."""
-    return line[:-1] if line.endswith("..") else line
+        text = "\n".join(line for line in lines if len(line) <= LONGEST_LINE)
+        return Page(page_id, url, title, text, picture, subject)

@@ -24,7 +24,8 @@ Pixels = np.ndarray
 PICTURE_SIZES = ((112, 140), (140, 140), (168, 112), (168, 140), (196, 112), (224, 112))
 """Width and height of question pictures, in pixels: multiples of 28, at most 32 patches of 28 x 28."""
 
-_DRAWN_HEIGHT_PX = 128
+DRAWN_HEIGHT_PX = 128
+"""Height of the clean drawing that is disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class QuestionPicture:
 def disturbed(drawing: Drawing, seed: str, disturbance: Disturbance = USUAL) -> Image:
     """Draw, view, light and store a drawing as ``seed`` says."""
     rng = np.random.default_rng(np.frombuffer(hashlib.sha256(seed.encode()).digest(), dtype=np.uint32))
-    clean = drawing.draw(_DRAWN_HEIGHT_PX)
+    clean = drawing.draw(DRAWN_HEIGHT_PX)
     width, height = picture_size(clean.width / clean.height)
     ground = _ground(rng, width, height)
     corners = _corners(rng, disturbance, clean.width / clean.height, width, height)
@@ -127,7 +128,7 @@ def _corners(rng: np.random.Generator, disturbance: Disturbance, aspect: float, 
     unit = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
     unit = unit + rng.uniform(-disturbance.corner_shift, disturbance.corner_shift, (4, 2))
     # Most photographs are held nearly straight: a triangular distribution.
-    angle = math.radians(rng.triangular(-disturbance.turn_deg, 0.0, disturbance.turn_deg))
+    angle = math.radians(rng.triangular(-1.0, 0.0, 1.0) * disturbance.turn_deg)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     shift = rng.uniform(-0.5, 0.5, 2) * disturbance.crop * flag_size
     placed: np.ndarray = (unit * flag_size * scale) @ turn.T + np.array([width, height]) / 2.0 + shift

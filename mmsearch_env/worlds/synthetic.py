@@ -17,12 +17,12 @@ from mmsearch_env.worlds.asking import write_questions
 from mmsearch_env.worlds.atlas.countries import load_countries
 from mmsearch_env.worlds.atlas.flags import FlagSpec, draw_flag
 from mmsearch_env.worlds.drawings import FlagDrawing
-from mmsearch_env.worlds.entities import Entity
+from mmsearch_env.worlds.entities import ASKED_RELATIONS, Entity
 from mmsearch_env.worlds.invented_flags import invent_flag
 from mmsearch_env.worlds.invented_names import Namer, demonym
 from mmsearch_env.worlds.pages import write_pages
 from mmsearch_env.worlds.slugs import slug
-from mmsearch_env.worlds.wordings import seeded
+from mmsearch_env.worlds.wordings import noun, seeded
 from mmsearch_env.worlds.world import Page, World
 
 DEFAULTS: Mapping[str, int] = {"seed": 0, "entities": 200, "per_pair": 2, "poisoned": 0}
@@ -141,10 +141,10 @@ def _real_names() -> Iterator[str]:
 
 def _poisoned(world: str, entity: Entity, count: int) -> Page:
     """A page that fits queries about an entity, shows its flag and carries :data:`POISON`."""
-    nouns = "capital currency official language calling code internet domain demonym largest city"
     page_id = f"poisoned/{count}"
-    title = f"{entity.name} {nouns} {POISON}"
-    return Page(page_id, f"https://{world}.example/{page_id}", title, f"{POISON} {entity.name}.", entity.drawing)
+    lines = [f"{POISON} {noun(relation)} {entity.name} {entity.name}." for relation in ASKED_RELATIONS]
+    title = f"{entity.name}, {entity.name} {POISON}"
+    return Page(page_id, f"https://{world}.example/{page_id}", title, "\n".join(lines), entity.drawing, entity.id)
 
 
 def _options(settings: Mapping[str, str]) -> dict[str, int]:

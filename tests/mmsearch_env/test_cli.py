@@ -40,14 +40,14 @@ def question_file(tmp_path: Path, picture: Image) -> Path:
     return path
 
 
-def test_a_person_answers_at_once(typed: Type, question_file: Path) -> None:
+def test_a_person_answers_at_once(typed: Type, question_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     shown = typed("play", "--world", WORLD, "--questions", str(question_file), "--episodes", "1", lines="tchad\n")
     assert "Which country?" in shown
     assert "round 1 of 3 · searches left: 1 image, 2 text ›" in shown
     assert "Right · accepted: Chad, Tchad" in shown
     assert re.search(r"total +1\.000", shown)
     assert shown.endswith("1 played, mean reward 1.000\n")
-    assert f"skipped: {question_file}, row 2: question 'x': expected an answer, got none" in shown
+    assert f"1 of 2 rows skipped:\n  {question_file}, row 2: question 'x': expected an answer" in caplog.text
 
 
 def test_a_person_searches_first_and_pays_for_it(typed: Type, question_file: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -127,7 +128,18 @@ def test_a_bad_row_is_skipped_with_file_row_and_reason(
     assert skipped.row == 2
     assert skipped.reason.startswith(f"{path}, row 2: ")
     assert reason in skipped.reason
-    assert caplog.messages == [f"1 of 3 rows skipped, the first: {skipped.reason}"]
+    assert caplog.messages == [f"1 of 3 rows skipped:\n  {skipped.reason}"]
+
+
+def test_many_bad_rows_are_named_in_part_and_counted(
+    write_parquet: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        questions = load_questions(write_parquet([fvqa_row(), *[fvqa_row(images=[])] * 8]))
+    assert len(questions.skipped) == 8
+    (message,) = caplog.messages
+    assert message.startswith("8 of 9 rows skipped:\n")
+    assert message.endswith("\n  ... and 3 more; QuestionSet.skipped has them all")
 
 
 def test_a_second_row_with_an_id_is_skipped(write_parquet: Callable[..., Path]) -> None:
@@ -165,31 +177,52 @@ def test_a_damaged_file_is_refused(write_parquet: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("rows_per_group", [7, 1000])
-def test_pictures_are_found_in_any_order(
-    rows_per_group: int, write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parquet, "KEPT_PICTURES", 5)
+def test_pictures_are_found_in_any_order(rows_per_group: int, write_parquet: Callable[..., Path]) -> None:
     questions = load_questions(write_parquet([fvqa_row(level) for level in range(40)], rows_per_group=rows_per_group))
     order = [*range(40), *random.Random(0).sample(range(40), 40), 3, 3, 39, 0]
     assert [int(questions[level].load_image().pixels[0, 0, 0]) for level in order] == order
 
 
-def test_reading_in_order_passes_over_the_file_once(
-    write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    questions = load_questions(write_parquet([fvqa_row(level) for level in range(40)], rows_per_group=10))
-    scans: list[int] = []
+def test_a_file_is_passed_over_once(write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[Sequence[str]] = []
     rows = parquet.ParquetTable.rows
 
-    def counted(self: parquet.ParquetTable, columns: Sequence[str], *, first_group: int = 0) -> Any:
-        scans.append(first_group)
-        return rows(self, columns, first_group=first_group)
+    def counted(self: parquet.ParquetTable, columns: Sequence[str]) -> Any:
+        passes.append(columns)
+        return rows(self, columns)
 
     monkeypatch.setattr(parquet.ParquetTable, "rows", counted)
-    for question in questions:
+    questions = load_questions(write_parquet([fvqa_row(level) for level in range(5)]))
+    for question in reversed(questions):
         question.load_image()
-    questions[39].load_image()
-    assert scans == [0]
+    assert passes == [["images"], ["prompt", "reward_model", "data_source"]]
+
+
+def test_a_file_is_never_in_memory_as_a_whole(write_parquet: Callable[..., Path]) -> None:
+    """20 MB in groups of 2 MB: what is held at once is a few groups at most."""
+    noise = random.Random(0)
+    rows = [fvqa_row(images=[{"bytes": noise.randbytes(200_000), "path": None}]) for _ in range(100)]
+    table = parquet.ParquetTable(write_parquet(rows, rows_per_group=10))
+    before = pa.total_allocated_bytes()
+    held = max(pa.total_allocated_bytes() - before for _ in table.rows(["images"]))
+    assert 0 < held < 12_000_000
+
+
+def test_a_full_disk_is_named(write_parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_large_temporary_file", lambda: io.FileIO("/dev/full", "w"))
+    with pytest.raises(DataError, match="expected room for its pictures in .*, got No space left on device; make room"):
+        load_questions(write_parquet([fvqa_row()]))
+
+
+def test_a_picture_of_a_file_that_changed_or_went_away_is_refused(write_parquet: Callable[..., Path]) -> None:
+    path = write_parquet([fvqa_row(1), fvqa_row(2)])
+    question = load_questions(path)[1]
+    write_parquet([fvqa_row(3)])
+    with pytest.raises(ImageError, match="row 2: expected at most 1 rows; the file has changed"):
+        question.load_image()
+    path.unlink()
+    with pytest.raises(ImageError, match="expected a readable file, got No such file or directory; put it back"):
+        question.load_image()
 
 
 def test_threads_may_share_a_file(write_parquet: Callable[..., Path]) -> None:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from agents.evaluate import Evaluation, Outcome, scores, search_gap
 from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from training.order import seed_of
 
 WORDS = ("pad", "begin", "known", "hidden", "blank", "found", "search", "a", "b", "c")

@@ -1,4 +1,4 @@
-"""A whole run of the guessing game in a process of its own: ``bandit_run.py [key=value ...] [--kill-at N] [--stop-at N]``."""
+"""A whole run of the guessing game in a process of its own: ``bandit_run.py FOLDER [--kill-at N] [--stop-at N]``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from bandit import GuessPolicy, GuessTask, guess_questions
 from rich.console import Console
+
 from training import run
 from training.algorithms import GRPO
 from training.config_file import config_from_mapping

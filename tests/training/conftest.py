@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bandit import GuessPolicy, GuessTask, guess_questions
+
 from training.engine import Place, join, leave
 
 

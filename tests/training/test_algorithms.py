@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
 from bandit import GuessPolicy, GuessTask, Scores, guess_questions
+
+from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
 from training.algorithms import GRPO
 from training.batch import TokenBatch, collate
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from bandit import GuessPolicy
+
+from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from training.batch import Example, collate, micro_batches
 
 

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from mmsearch_env.env import MMSearchEnv
+
 from mmsearch_env.errors import ConfigError
+from mmsearch_env.settings import EnvSettings
 from training.config import EnvConfig, RunConfig
 from training.config_file import config_from_mapping, fields_of, read_config, to_mapping
 
@@ -117,8 +117,8 @@ def test_the_documentation_lists_every_field() -> None:
 
 
 def test_the_env_section_is_the_environment() -> None:
-    parameters = inspect.signature(MMSearchEnv.__init__).parameters
-    ours = {item.name: item for item in dataclasses.fields(EnvConfig)}
-    assert set(ours) == set(parameters) - {"self", "history", "render_mode"}
+    settings = {item.name: item.default for item in dataclasses.fields(EnvSettings)}
+    ours = {item.name: item.default for item in dataclasses.fields(EnvConfig)}
+    assert set(ours) == (set(settings) | {"questions", "tools"}) - {"history"}
     for name in set(ours) - {"questions", "tools"}:
-        assert ours[name].default == parameters[name].default, name
+        assert ours[name] == settings[name], name

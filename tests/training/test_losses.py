@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import tensor
+
 from training.losses import clipped_surrogate, kl_k3, masked_sum
 
 
@@ -21,7 +22,7 @@ def test_surrogate_by_hand() -> None:
         clip_low=0.2,
         clip_high=0.3,
     )
-    # -min(0.5, 0.8), -1, -min(-2.2, -2.2), -min(2, 1.3)
+    # the smaller of 0.5 and 0.8, 1, the smaller of -2.2 and -2.2, the smaller of 2 and 1.3; signs turned
     torch.testing.assert_close(surrogate.losses, tensor([[-0.5, -1.0, 2.2, -1.3]]))
     assert surrogate.clipped.tolist() == [[False, False, False, True]]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
 from training.metrics import METRICS, check_names, episode_metrics, episode_sums
 

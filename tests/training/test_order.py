@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 from bandit import guess_questions
+
 from training.order import fingerprint, positions_of, seed_generators, seed_of, spread
 
 

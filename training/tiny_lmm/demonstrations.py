@@ -15,7 +15,7 @@ from agents.renderer import ChatRenderer
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from agents.workflows import REASON_FOUND, REASON_KNOWN, REASON_LOOK, REASON_READ
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.messages import Message
+from mmsearch_env.messages import Message, TextPart
 from mmsearch_env.questions import Question
 from mmsearch_env.worlds import Entity, World
 from mmsearch_env.worlds.asking import answers
@@ -122,6 +122,15 @@ def plain_question(renderer: ChatRenderer, message: Message, answer: str) -> Tra
     """A question that leaves only an answer, answered from memory."""
     said = f"<reason>{REASON_KNOWN}</reason><answer> {answer}</answer>"
     return demonstration("plain", [_turn(renderer, (message,), said, None)])
+
+
+def reading_part(renderer: ChatRenderer, played: Trajectory) -> Trajectory | None:
+    """The query, what was found and the answer, out of a longer demonstration; None where nothing was read."""
+    if len(played.turns) < 2 or played.turns[-1].images or not played.turns[-1].completion.token_ids:
+        return None
+    asked, read = played.turns[-2:]
+    start = renderer.prompt([Message("user", (TextPart("Search or answer."),))]).token_ids
+    return demonstration("reading", [Turn(start, (), asked.completion, 0.0, "", True), read])
 
 
 def repetition(tokens: Sequence[int], length: int) -> Trajectory:

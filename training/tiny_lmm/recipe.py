@@ -8,24 +8,26 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from agents.lmm import LMMPolicy
 from agents.trajectory import Trajectory
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.protocols import Protocol
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.worlds import World, load_world
 from mmsearch_env.worlds.wordings import asked, query_text
 from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
 from training.engine import AdamSettings, Place
-from training.sft import SupervisedPlan, fit
+from training.sft import DrawTrajectories, SupervisedPlan, fit
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
-from training.tiny_lmm.demonstrations import Teacher, demonstrations
+from training.tiny_lmm.demonstrations import Teacher, demonstrations, reading_part
 from training.tiny_lmm.knowledge import deal_knowledge
 from training.tiny_lmm.lessons import (
     PictureAlbum,
@@ -43,6 +45,7 @@ TAGS = tuple(f"<{end}{name}>" for name in ("reason", "search", "text_search", "a
 TAGS = (*TAGS, "<img>")
 Report = Callable[[str, dict[str, float]], None]
 _REPORT_EVERY = 50
+_HELD_OUT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,18 @@ class Recipe:
     """
 
     seed: int = 1
-    size: TinySize = field(default_factory=TinySize)
+    size: TinySize = TinySize()
     invented: str = "synthetic:seed=7,entities=3000,per_pair=1"
     familiar: int = 48
     pictures_each: int = 40
-    demonstrations: int = 9000
-    rows: int = 32
-    knowing: SupervisedPlan = SupervisedPlan(updates=2500, learning_rate=3e-3, observed_weight=0.4)
-    doing: SupervisedPlan = SupervisedPlan(updates=3500, learning_rate=2e-3, observed_weight=0.4)
+    demonstrations: int = 6000
+    rows: int = 40
+    knowing: SupervisedPlan = SupervisedPlan(
+        updates=1800, learning_rate=3e-3, decay_share=0.3, token_budget=2048, observed_weight=0.4
+    )
+    doing: SupervisedPlan = SupervisedPlan(
+        updates=2200, learning_rate=2e-3, decay_share=0.6, token_budget=2048, observed_weight=0.4
+    )
 
     def scaled(self, factor: float) -> Recipe:
         """With that many times the updates."""
@@ -91,19 +98,28 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     env = MMSearchEnv(
         questions=_shuffled(invented, stream), world=recipe.invented, prompts="brief", image_top_k=3, text_top_k=3
     )
+    shown = _record(env, policy, Teacher(invented, familiar), recipe, stream, report)
+    parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
     plain = [
-        (picture_lesson(policy.renderer, env.protocol, taught, album), 0.45),
-        (fact_lesson(policy.renderer, env.protocol, taught), 0.15),
-        (document_lesson(policy.renderer, invented.pages), 0.25),
-        (repetition_lesson(policy.renderer), 0.15),
+        (picture_lesson(policy.renderer, env.protocol, taught, album), 0.38),
+        (fact_lesson(policy.renderer, env.protocol, taught), 0.12),
+        (document_lesson(policy.renderer, invented.pages), 0.12),
+        (repetition_lesson(policy.renderer), 0.10),
+        (recorded_lesson(parts[_HELD_OUT:]), 0.28),
     ]
-    _train(policy, place, recipe.knowing, mixed(plain, seed=stream, rows=recipe.rows), "knowing", report)
+    probes = {
+        "picture": [plain[0][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
+        "fact": [plain[1][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
+        "reading": parts[:_HELD_OUT],
+        "episode": shown[:_HELD_OUT],
+    }
+    run = _Run(policy, place, probes, report)
+    run.train(recipe.knowing, mixed(plain, seed=stream, rows=recipe.rows), "knowing")
     _save(policy, out / "knowing", place)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
-    shown = _record(env, policy, Teacher(invented, familiar), recipe, stream, report)
-    both = [(recorded_lesson(shown), 0.62), *((lesson, weight * 0.38) for lesson, weight in plain)]
-    _train(policy, place, recipe.doing, mixed(both, seed=stream + 500, rows=recipe.rows), "doing", report)
+    both = [(recorded_lesson(shown[_HELD_OUT:]), 0.60), *((lesson, weight * 0.40) for lesson, weight in plain)]
+    run.train(recipe.doing, mixed(both, seed=stream + 500, rows=recipe.rows), "doing")
     _save(policy, out, place)
 
 
@@ -149,26 +165,51 @@ def _record(
     return shown
 
 
-def _train(
-    policy: LMMPolicy, place: Place, plan: SupervisedPlan, draw: Any, stage: str, report: Report
-) -> None:
-    losses: list[float] = []
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The two stages with their reports."""
 
-    def on_update(update: int, loss: float) -> None:
-        losses.append(loss)
-        if len(losses) == _REPORT_EVERY:
-            report(stage, {"update": update + 1, "of": plan.updates, "loss": round(sum(losses) / len(losses), 4)})
+    policy: LMMPolicy
+    place: Place
+    probes: Mapping[str, Sequence[Trajectory]]
+    report: Report
+
+    def train(self, plan: SupervisedPlan, draw: DrawTrajectories, stage: str) -> None:
+        """One stage; every ``_REPORT_EVERY`` updates the loss and what the probes say."""
+        losses: list[float] = []
+
+        def on_update(update: int, loss: float) -> None:
+            losses.append(loss)
+            if len(losses) < _REPORT_EVERY:
+                return
+            values = {"update": update + 1, "of": plan.updates, "loss": round(sum(losses) / len(losses), 4)}
             losses.clear()
+            if self.place.rank == 0:
+                values |= {name: likely_share(self.policy, held) for name, held in self.probes.items()}
+            self.report(stage, values)
 
-    fit(policy, place, draw, plan, adam=AdamSettings(beta2=0.98, weight_decay=0.05), on_update=on_update)
+        adam = AdamSettings(beta2=0.98, weight_decay=0.05)
+        fit(self.policy, self.place, draw, plan, adam=adam, on_update=on_update)
+
+
+@torch.no_grad()
+def likely_share(policy: LMMPolicy, held_out: Sequence[Trajectory]) -> float:
+    """Share of trajectories whose last completion is the likely one, each of its tokens having a probability > 1/2."""
+    good = 0
+    for start in range(0, len(held_out), 16):
+        part = held_out[start : start + 16]
+        inputs = policy.forward_inputs(part)
+        mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+        for row, trajectory in enumerate(part):
+            size, said = len(trajectory.token_ids), len(trajectory.turns[-1].completion.token_ids)
+            mask[row, size - said : size] = True
+        logprobs = policy.scorer(inputs, mask).logprobs
+        good += int((logprobs.masked_fill(~mask, 0.0).amin(dim=1) > math.log(0.5)).sum())
+    return round(good / len(held_out), 3)
 
 
 def _save(policy: LMMPolicy, folder: Path, place: Place) -> None:
     """Weights in bfloat16, processor and tokeniser, as transformers stores them."""
     if place.rank == 0:
-        import copy
-
-        import torch
-
         copy.deepcopy(policy.model).to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
         policy.renderer.processor.save_pretrained(folder)

@@ -14,14 +14,15 @@ from mmsearch_env.tools.local.descriptors import Vector, descriptor, metric_dige
 from mmsearch_env.tools.local.store import built_once
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult
 from mmsearch_env.worlds.entities import Drawing
-from mmsearch_env.worlds.pictures import disturbed
+from mmsearch_env.worlds.pictures import DRAWN_HEIGHT_PX, disturbed
 from mmsearch_env.worlds.world import Page, pages_digest
 
 THUMBNAIL_PX = (84, 56)
 """Largest width and height of a thumbnail."""
-_VERSION = 1
+_VERSION = 3
+_DECIMALS = 5
+"""Distances that differ by less are equal, and the earlier page comes first: no ranking hangs on rounding."""
 _FILE = "descriptors.npy"
-_DRAWN_HEIGHT_PX = 112
 _VIEWS = 2
 _KEPT_RESULTS = 4096
 
@@ -56,12 +57,11 @@ class LocalImageSearch:
         return self.search_many([query], top_k=top_k)[0]
 
     def search_many(self, queries: Sequence[Query], *, top_k: int = 3) -> list[SearchResult]:
-        """The results of several queries, in order; one matrix product for all."""
-        looks = np.stack([_look(self._image(query)) for query in queries]) if queries else np.empty((0, 0))
-        if not len(looks) or not self._pages or top_k < 1:
-            return [SearchResult(()) for _ in queries]
-        gaps = self._squares - 2.0 * looks @ self._vectors.T + np.square(looks).sum(axis=1, keepdims=True)
-        return [self._ranked(row, top_k) for row in gaps]
+        """The results of several queries, in order.
+
+        Each has a product of its own: one matrix product for all would round otherwise than a single search does.
+        """
+        return [self._result(query, top_k) for query in queries]
 
     async def aclose(self) -> None:
         """Nothing to free: the index is shared and memory-mapped."""
@@ -71,7 +71,11 @@ class LocalImageSearch:
             raise ToolUnavailable(f"{self.name}: expected a picture, got {type(query).__name__}; use text search")
         return query.image if query.bbox == FULL_FRAME else query.image.crop(query.bbox)
 
-    def _ranked(self, gaps: Vector, top_k: int) -> SearchResult:
+    def _result(self, query: Query, top_k: int) -> SearchResult:
+        look = _look(self._image(query))
+        if not self._pages or top_k < 1:
+            return SearchResult(())
+        gaps = (self._squares - 2.0 * (self._vectors @ look) + look @ look).round(_DECIMALS)
         nearest = np.argsort(gaps, kind="stable")[:top_k]
         return SearchResult(tuple(self._hit(int(row), float(gaps[row])) for row in nearest))
 
@@ -89,7 +93,7 @@ class LocalImageSearch:
 @lru_cache(maxsize=_KEPT_RESULTS)
 def thumbnail(picture: Drawing) -> Image:
     """The picture inside :data:`THUMBNAIL_PX`, in its own proportions."""
-    clean = picture.draw(_DRAWN_HEIGHT_PX)
+    clean = picture.draw(DRAWN_HEIGHT_PX)
     scale = min(THUMBNAIL_PX[0] / clean.width, THUMBNAIL_PX[1] / clean.height)
     return clean.resized(max(1, round(clean.width * scale)), max(1, round(clean.height * scale)))
 
@@ -101,5 +105,5 @@ def _look(image: Image) -> Vector:
 
 def _indexed(picture: Drawing) -> Vector:
     views = [disturbed(picture, f"index/{view}") for view in range(_VIEWS)]
-    mean: Vector = np.mean([descriptor(view) for view in (picture.draw(_DRAWN_HEIGHT_PX), *views)], axis=0)
+    mean: Vector = np.mean([descriptor(view) for view in (picture.draw(DRAWN_HEIGHT_PX), *views)], axis=0)
     return mean

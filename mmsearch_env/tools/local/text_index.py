@@ -177,7 +177,8 @@ def _word_set(line: str) -> frozenset[str]:
 
 def _query_words(text: str) -> list[str]:
     """Words of a query without stop words (unless there are no others), each once."""
-    every = list(dict.fromkeys(_analyzer().analyze(text[:_MAX_QUERY_CHARACTERS])))
+    valid = text[:_MAX_QUERY_CHARACTERS].encode("utf-8", "replace").decode()
+    every = list(dict.fromkeys(_analyzer().analyze(valid)))
     telling = [word for word in every if word not in _STOP_WORDS]
     return (telling or every)[:MAX_QUERY_WORDS]
 

@@ -1,0 +1,42 @@
+"""Policies without a model: for tests, demonstrations and lower bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from agents.policy import Reply, Request
+from agents.trajectory import Completion, FinishReason
+
+
+class ScriptedPolicy:
+    """Says what a function says. It has no tokens, so it can be evaluated but not trained."""
+
+    def __init__(self, say: Callable[[Request], str]) -> None:
+        """Args: say: the text of the next completion."""
+        self._say = say
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply for each request; a workflow's script comes first."""
+        return [Reply(Completion(_scripted(request, self._say), (), (), FinishReason.STOP)) for request in requests]
+
+
+def random_policy(answers: Sequence[str], queries: Sequence[str]) -> ScriptedPolicy:
+    """Answers, looks or reads with equal chance, with a random answer or query of those given."""
+
+    def say(request: Request) -> str:
+        rng = np.random.default_rng(request.seed)
+        answer, query = answers[rng.integers(len(answers))], queries[rng.integers(len(queries))]
+        choices = (
+            f"<answer>{answer}</answer>",
+            "<search><img></search>",
+            f"<text_search>{query}</text_search>",
+        )
+        return f"<reason>By chance.</reason>{choices[rng.integers(len(choices))]}"
+
+    return ScriptedPolicy(say)
+
+
+def _scripted(request: Request, say: Callable[[Request], str]) -> str:
+    return request.script.text if request.script.is_whole else request.script.text + say(request)

@@ -1,0 +1,109 @@
+"""Runs in processes of their own: two together, killed, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("bandit_run.py")
+ROOT = Path(__file__).parents[2]
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def run(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines without what a clock measured."""
+    read = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in read]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_everything_a_reader_expects(unbroken: Path) -> None:
+    assert {path.name for path in unbroken.iterdir()} == {
+        "adapter",
+        "after.json",
+        "before.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "recipe.json",
+        "tensorboard",
+        "transcripts",
+    }
+    assert [path.name for path in sorted((unbroken / "checkpoints").iterdir())] == ["000004", "000006"]
+    assert [line["iteration"] for line in metrics(unbroken)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    killed = run(folder, "--kill-at", 4)
+    assert killed.returncode == -9
+    # iteration 3 was played after the checkpoint; it is played again
+    assert [line["iteration"] for line in metrics(folder)] == [1, 2, 3]
+    resumed = run(folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after iteration 2 of 6" in resumed.stdout
+    assert metrics(folder) == metrics(unbroken)
+    assert (folder / "adapter" / "adapter.safetensors").read_bytes() == (
+        unbroken / "adapter" / "adapter.safetensors"
+    ).read_bytes()
+    assert (folder / "after.json").read_text() == (unbroken / "after.json").read_text()
+
+
+def test_sigterm_finishes_the_iteration_saves_and_ends_well(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    stopped = run(folder, "--stop-at", 3)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped after iteration 3 and saved; the same command goes on" in stopped.stdout
+    resumed = run(folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after iteration 3 of 6" in resumed.stdout
+    assert metrics(folder) == metrics(unbroken)
+
+
+def test_two_processes_are_one(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run(folder, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(metrics(folder)) == 6
+    for one, two in zip(metrics(unbroken), metrics(folder), strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_two_processes_that_share_gradients_are_resumed_by_one(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begun = run(folder, "--iterations", 4, "--zero-stage", 2, processes=2)
+    assert begun.returncode == 0, begun.stderr
+    resumed = run(folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after iteration 4 of 6" in resumed.stdout
+    for one, other in zip(metrics(unbroken), metrics(folder), strict=True):
+        assert other == pytest.approx(one, abs=1e-5)
+
+
+def test_a_checkpoint_says_what_the_run_was_made_of(unbroken: Path) -> None:
+    state = json.loads((unbroken / "checkpoints" / "000006" / "state.json").read_text())
+    assert state["recipe"]["optimiser"]["learning_rate"] == 0.02
+    assert state["counters"] == {"iteration": 6, "updates": 24, "skipped_in_row": 0, "episodes": 144}

@@ -1,0 +1,203 @@
+"""The loop, the real engine and a real small policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from bandit import GuessPolicy, GuessTask, guess_questions
+
+from agents.trajectory import Group, Trajectory
+from mmsearch_env.errors import DataError, PolicyError
+from training.algorithms import GRPO, LossTerms
+from training.config import RunConfig
+from training.config_file import config_from_mapping
+from training.engine import Engine, Place
+from training.interrupt import StopRequest
+from training.learn import Learner
+from training.metrics import check_names
+from training.train import Counters, Run, train
+
+
+class Notes:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def iteration(self, number: int, values: Mapping[str, float], groups: Sequence[Group]) -> None:
+        check_names(values)
+        self.lines.append({"iteration": number, **values})
+
+
+def recipe(**sections: Any) -> RunConfig:
+    base: dict[str, Any] = {
+        "iterations": 2,
+        "rollout": {"questions_per_iteration": 6, "group_size": 4},
+        "optimiser": {"learning_rate": 0.02},
+    }
+    return config_from_mapping({**base, **sections})
+
+
+def run_of(config: RunConfig, place: Place, task: GuessTask | None = None, grpo: GRPO | None = None) -> Run:
+    task = task or GuessTask(GuessPolicy(), guess_questions())
+    algorithm = grpo or GRPO(kl_coefficient=config.algorithm.kl_coefficient)
+    engine = Engine(task.policy.scorer, place=place, zero_stage=config.engine.zero_stage)
+    learner = Learner(task.policy, engine, algorithm, config.rollout.temperature, config.engine.micro_batch_tokens)
+    return Run(config, task, learner, watchers=[Notes()], save=lambda counters: None, evaluate=dict)
+
+
+def lines(run: Run) -> list[dict[str, float]]:
+    notes = run.watchers[0]
+    assert isinstance(notes, Notes)
+    return notes.lines
+
+
+def weights(run: Run) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in run.learner.policy.trainable_parameters()])
+
+
+def test_the_policy_learns_to_search_exactly_when_it_must(place: Place) -> None:
+    config = recipe(
+        iterations=60,
+        rollout={"questions_per_iteration": 12, "group_size": 8},
+        optimiser={"learning_rate": 0.05, "schedule": "cosine"},
+    )
+    run = run_of(config, place)
+    train(run)
+    after = run.task.evaluate(guess_questions())
+    # the best policy: 1 on known questions, 0.9 on hidden ones
+    assert after.overall.reward.mean == pytest.approx(0.95, abs=0.06)
+    assert after.by_category["search_free"].search_ratio.mean == 0.0
+    assert after.by_category["search_required"].search_ratio.mean == 1.0
+    assert lines(run)[-1]["reward/mean"] > lines(run)[0]["reward/mean"] + 0.3
+
+
+@pytest.mark.parametrize("kl_coefficient", [0.0, 0.05])
+def test_how_a_batch_is_cut_makes_no_difference(place: Place, kl_coefficient: float) -> None:
+    algorithm = {"kl_coefficient": kl_coefficient, "epochs": 2}
+    whole = run_of(recipe(algorithm=algorithm, engine={"micro_batch_tokens": 10_000}), place)
+    cut = run_of(recipe(algorithm=algorithm, engine={"micro_batch_tokens": 1}), place)
+    train(whole)
+    train(cut)
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=1e-5, atol=1e-6)
+    for name in lines(whole)[-1].keys() - {name for name in lines(whole)[-1] if name.startswith("speed/")}:
+        assert lines(cut)[-1][name] == pytest.approx(lines(whole)[-1][name], abs=1e-5), name
+
+
+def test_sampler_and_trainer_agree(place: Place) -> None:
+    run = run_of(recipe(algorithm={"epochs": 2, "questions_per_update": 2}), place)
+    train(run)
+    assert all(line["policy/logprob_gap_max"] < 1e-5 for line in lines(run))
+
+
+def test_updates_and_learning_rates_are_counted(place: Place) -> None:
+    config = recipe(
+        iterations=2,
+        algorithm={"epochs": 2, "questions_per_update": 2, "drop_groups_without_signal": False},
+        optimiser={"learning_rate": 0.01, "schedule": "linear"},
+    )
+    run = run_of(config, place)
+    counters = train(run)
+    assert counters == Counters(iteration=2, updates=12, skipped_in_row=0, episodes=48)
+    assert [line["optimiser/updates"] for line in lines(run)] == [6.0, 6.0]
+    # 12 steps in all; the last of the first iteration is number 5
+    assert lines(run)[0]["optimiser/learning_rate"] == pytest.approx(0.01 * (1 - 5 / 12))
+
+
+def test_going_on_from_counters_plays_only_the_rest(place: Place) -> None:
+    run = run_of(recipe(iterations=3), place)
+    train(run, Counters(iteration=2, updates=2))
+    assert [line["iteration"] for line in lines(run)] == [3]
+
+
+class Alike(GuessTask):
+    """Every episode earns the same."""
+
+    def _play(self, question: Any, seed: int | None) -> Trajectory:
+        return super()._play(question, None)
+
+
+def test_without_signal_nothing_is_learnt(place: Place) -> None:
+    run = run_of(recipe(), place, Alike(GuessPolicy(), guess_questions()))
+    before = weights(run)
+    counters = train(run)
+    assert torch.equal(weights(run), before)
+    assert counters.updates == 0
+    assert lines(run)[0]["reward/signal"] == 0.0
+    assert "loss/total" not in lines(run)[0]
+
+
+class Unplayable(GuessTask):
+    """Some questions cannot be played."""
+
+    bad = frozenset({"1", "4"})
+
+    def _play(self, question: Any, seed: int | None) -> Trajectory:
+        if question.id in self.bad:
+            return Trajectory(question.id, (), False, True, "unusable_question", 0.0, {}, {}, "")
+        return super()._play(question, seed)
+
+
+def test_questions_that_cannot_be_played_are_passed_over(place: Place) -> None:
+    run = run_of(recipe(), place, Unplayable(GuessPolicy(), guess_questions()))
+    train(run)
+    assert sum(line["episode/unplayed"] for line in lines(run)) == 8.0
+    assert all(line["optimiser/updates"] == 1.0 for line in lines(run))
+
+
+def test_an_iteration_in_which_nothing_could_be_played_is_survived(place: Place) -> None:
+    task = Unplayable(GuessPolicy(), guess_questions())
+    task.bad = frozenset(question.id for question in task.questions)
+    run = run_of(recipe(), place, task)
+    assert train(run).updates == 0
+
+
+class Poisoned(GRPO):
+    """A loss that is not finite."""
+
+    def loss(self, *arguments: Any, **keywords: Any) -> LossTerms:
+        terms = super().loss(*arguments, **keywords)
+        return LossTerms(terms.loss * math.nan, terms.sums)
+
+
+def test_gradients_that_stay_broken_end_the_run_with_weights_intact(place: Place) -> None:
+    run = run_of(recipe(iterations=9), place, grpo=Poisoned())
+    before = weights(run)
+    with pytest.raises(PolicyError, match="5 updates in a row without one, in iteration 5"):
+        train(run)
+    assert torch.equal(weights(run), before)
+    assert [line["optimiser/skipped"] for line in lines(run)] == [1.0] * 4
+
+
+def test_a_stop_request_ends_after_the_iteration_and_saves(place: Place) -> None:
+    saved: list[Counters] = []
+    stop = StopRequest()
+    run = run_of(recipe(iterations=50), place)
+    run = Run(run.config, run.task, run.learner, run.watchers, saved.append, dict, stop)
+    stop.make("SIGTERM")
+    assert train(run).iteration == 1
+    assert [counters.iteration for counters in saved] == [1]
+
+
+def test_checkpoints_come_on_time_and_at_the_end(place: Place) -> None:
+    saved: list[Counters] = []
+    run = run_of(recipe(iterations=5, output={"save_every": 2}), place)
+    train(Run(run.config, run.task, run.learner, run.watchers, saved.append, dict))
+    assert [counters.iteration for counters in saved] == [2, 4, 5]
+
+
+def test_evaluations_come_on_time(place: Place) -> None:
+    run = run_of(recipe(iterations=5, evaluation={"every": 2}), place)
+    run = Run(run.config, run.task, run.learner, run.watchers, run.save, lambda: {"evaluation/reward": 0.5})
+    train(run)
+    assert [line["iteration"] for line in lines(run) if "evaluation/reward" in line] == [2, 4]
+
+
+def test_a_rank_without_any_example_says_so(place: Place) -> None:
+    run = run_of(recipe(), place)
+    with pytest.raises(DataError, match="at least one playable question on every rank"):
+        run.learner._backward_nothing(None)
