@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from mmsearch_env.actions import Action, Answer, ImageSearch, TextSearch
 from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.errors import DataError
 from mmsearch_env.images import clean_bbox
 from mmsearch_env.messages import Message, Part, TextPart
 from mmsearch_env.showing import page_path, show_messages, show_outcome, write_page
@@ -34,12 +36,11 @@ _TAGS = ("<information>", "</information>")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``play``."""
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--questions", metavar="FILE", help="questions to play: FVQA .parquet, or .jsonl")
-    source.add_argument("--question-id", metavar="ID", help="begin with this question of the world")
+    parser.add_argument("--questions", metavar="FILE", help="questions to play: FVQA .parquet, or .jsonl")
+    parser.add_argument("--question-id", metavar="ID", help="begin with this question")
     parser.add_argument("--world", default="atlas", help="embedded world: its pages, and its questions (atlas)")
     parser.add_argument("--split", default="test", help="which of the world's questions (test)")
-    parser.add_argument("--seed", type=int, default=None, help="draw the same questions again")
+    parser.add_argument("--seed", type=int, default=None, help="ask in the same order again")
     parser.add_argument("--episodes", type=int, default=None, metavar="N", help="stop after N questions")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="messages you have per question (3)")
     parser.add_argument("--crop", action="store_true", help="let /image search for a part of the picture")
@@ -79,23 +80,26 @@ class _Sitting:
 
     def play(self) -> int:
         with _picture_shower(self._arguments.picture) as shown:
-            for options in self._wishes():
-                if not self._finished(options, shown):
+            for question_id in self._order():
+                if len(self._rewards) == self._arguments.episodes or not self._goes_on(question_id, shown):
                     break
         self._say_goodbye()
         return 0
 
-    def _wishes(self) -> Iterator[dict[str, Any]]:
-        count = 0
-        while self._arguments.episodes is None or count < self._arguments.episodes:
-            first = count == 0 and self._arguments.question_id is not None
-            yield {"question_id": self._arguments.question_id} if first else {}
-            count += 1
+    def _order(self) -> list[str]:
+        """Every question once, shuffled; the one asked for goes first. Raises DataError if that does not exist."""
+        ids = list(self._env.questions.ids)
+        random.Random(self._arguments.seed).shuffle(ids)
+        wanted = self._arguments.question_id
+        return ids if wanted is None else [self._env.questions.by_id(wanted).id, *(id for id in ids if id != wanted)]
 
-    def _finished(self, options: dict[str, Any], shown: Callable[[Message], Message]) -> bool:
-        """Play one episode; False when the person left before its end."""
-        seed = None if self._rewards else self._arguments.seed
-        observation, info = self._env.reset(seed=seed, options=options)
+    def _goes_on(self, question_id: str, shown: Callable[[Message], Message]) -> bool:
+        """Play a question, or pass over it when its picture is broken; False when the person left."""
+        try:
+            observation, info = self._env.reset(options={"question_id": question_id})
+        except DataError as error:
+            self._console.print(f"skipped {question_id}: {error}", style="yellow", markup=False, soft_wrap=True)
+            return True
         ended, total = False, 0.0
         self._tell(shown)
         while not ended:

@@ -19,6 +19,7 @@ import torch
 
 from agents.engines.hf import SamplingLimits
 from agents.evaluate import Evaluation, evaluate
+from agents.labels import UNSOLVED, labelled, load_labels
 from agents.lmm import LMMPolicy, LoRASettings
 from agents.rollout import RolloutLimits, rollout
 from agents.trajectory import Group, Trajectory
@@ -27,7 +28,7 @@ from mmsearch_env.errors import ConfigError
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.resources import resolve_questions
 from training.algorithms import GRPO, Algorithm
-from training.config import AlgorithmConfig, EnvConfig, EvaluationConfig, PolicyConfig, RunConfig
+from training.config import AlgorithmConfig, EnvConfig, PolicyConfig, RunConfig
 from training.engine import AdamSettings, Place
 from training.order import spread
 from training.run import Parts
@@ -90,21 +91,29 @@ def adam_settings(config: RunConfig) -> AdamSettings:
     )
 
 
-def training_questions(config: EnvConfig) -> QuestionSet:
+def training_questions(config: RunConfig) -> QuestionSet:
     """The questions trained on. Raises ConfigError or DataError."""
-    return resolve_questions(config.questions or None, config.world, config.split)
+    found = _labelled(config, config.env.questions, config.env.split)
+    if not config.rollout.skip_unsolved:
+        return found
+    return found.where(lambda question: question.category != UNSOLVED)
 
 
-def evaluation_questions(env: EnvConfig, evaluation: EvaluationConfig) -> list[Question]:
+def evaluation_questions(config: RunConfig) -> list[Question]:
     """The questions of the table before and after training. Raises ConfigError or DataError."""
-    found = resolve_questions(evaluation.file or None, env.world, evaluation.split)
-    return spread(found, evaluation.questions)
+    found = _labelled(config, config.evaluation.file, config.evaluation.split)
+    return spread(found, config.evaluation.questions)
 
 
-def questions_during(env: EnvConfig, evaluation: EvaluationConfig) -> list[Question]:
+def questions_during(config: RunConfig) -> list[Question]:
     """The questions of the evaluations during training. Raises ConfigError or DataError."""
-    found = resolve_questions(evaluation.file or None, env.world, evaluation.during_split)
-    return spread(found, evaluation.during_questions)
+    found = _labelled(config, config.evaluation.file, config.evaluation.during_split)
+    return spread(found, config.evaluation.during_questions)
+
+
+def _labelled(config: RunConfig, file: str, split: str) -> QuestionSet:
+    """A question file or a split of the world, with the labels measured for the model where it has some."""
+    return labelled(resolve_questions(file or None, config.env.world, split), load_labels(model_path(config.policy)))
 
 
 def env_keywords(config: EnvConfig) -> dict[str, Any]:
@@ -175,7 +184,7 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
             f"rollout.questions_per_iteration: expected at least {place.world_size}, one for each process, got "
             f"{config.rollout.questions_per_iteration}"
         )
-    questions = training_questions(config.env)
+    questions = training_questions(config)
     policy = build_policy(config, device=place.device)
     task = SearchTask(
         policy=policy,
@@ -189,8 +198,8 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
         task=task,
         algorithm=build_algorithm(config.algorithm),
         adam=adam_settings(config),
-        test_questions=evaluation_questions(config.env, config.evaluation),
-        questions_during=questions_during(config.env, config.evaluation) if config.evaluation.every else [],
+        test_questions=evaluation_questions(config),
+        questions_during=questions_during(config) if config.evaluation.every else [],
     )
 
 
@@ -200,8 +209,8 @@ def description(config: RunConfig) -> list[str]:
     Raises:
         ConfigError, DataError: a world, a question file or a rule cannot be used.
     """
-    questions = training_questions(config.env)
-    test = evaluation_questions(config.env, config.evaluation)
+    questions = training_questions(config)
+    test = evaluation_questions(config)
     MMSearchEnv(**env_keywords(config.env), questions=questions)
     rollout_config = config.rollout
     episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size

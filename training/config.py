@@ -114,6 +114,9 @@ class RolloutConfig:
     max_context_tokens: Annotated[
         int, About("Longest episode; one that would grow longer is cut off (truncated).", "tokens", low=16)
     ] = 8192
+    skip_unsolved: Annotated[
+        bool, About("Leave out questions labelled for this model as right under no plan, as the paper does.")
+    ] = True
     live_episodes: Annotated[int, About("Episodes in play at once on one rank.", "episodes", low=1)] = 256
 
 

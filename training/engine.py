@@ -162,7 +162,7 @@ class Engine:
         Every rank must make the same number of calls between two steps; one that has less to do adds ``0 * loss``.
         """
         # DeepSpeed averages gradients over ranks; we want their sum.
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._engine.backward(loss * self.place.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients added so far.

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from agents.evaluate import SEARCH_FREE, Estimate, Evaluation, Outcome, difference, search_gap
+from agents.evaluate import SEARCH_FREE, SEARCH_REQUIRED, Estimate, Evaluation, Outcome, difference, search_gap
 from mmsearch_env.errors import DataError
 
 _RESAMPLES = 2000
-_UNLABELLED = ("", "unlabelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def gap_change(before: Sequence[Outcome], after: Sequence[Outcome]) -> Estimate 
         if outcome.question_id in earlier
     ]
     free = np.array([change for category, change in changes if category == SEARCH_FREE])
-    required = np.array([change for category, change in changes if category not in (SEARCH_FREE, *_UNLABELLED)])
+    required = np.array([change for category, change in changes if category in SEARCH_REQUIRED])
     if not len(free) or not len(required):
         return None
     rng = np.random.default_rng(0)

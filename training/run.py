@@ -124,7 +124,8 @@ def present(config: RunConfig, console: Console) -> None:
         console.print(f"  {label:<12} {path}", highlight=False)
     console.print(
         f"\nnext  tensorboard --logdir {folder.tensorboard}\n"
-        f"      python -m agents evaluate --model {config.policy.model} --adapter {folder.adapter}",
+        f"      python -m agents evaluate --model {config.policy.model} --adapter {folder.adapter}"
+        " --workflow on_demand --workflow fixed_rag",
         highlight=False,
     )
 

@@ -14,8 +14,8 @@ import gymnasium
 import numpy as np
 
 EPISODES = 800
-BATCH = 16
-LEARNING_RATE = 1.0
+LEARNING_RATE = 0.2
+ENTROPY_WEIGHT = 0.05
 WORLD = "synthetic:seed=3,entities=60"
 
 
@@ -31,18 +31,20 @@ def probabilities(weights: np.ndarray, seen: np.ndarray, mask: np.ndarray) -> np
     return powers / powers.sum()
 
 
-def play(env: gymnasium.Env[Any, Any], weights: np.ndarray, rng: np.random.Generator) -> tuple[float, np.ndarray]:
-    """One episode: its return and the gradient of its log-probability, (K, D)."""
+def play(env: gymnasium.Env[Any, Any], weights: np.ndarray, rng: np.random.Generator) -> tuple[float, Any, Any]:
+    """One episode: its return, and the (K, D) gradients of its log-probability and of its entropy."""
     observation, info = env.reset()
-    gradient, total, over = np.zeros_like(weights), 0.0, False
+    total, over, by_choice, by_entropy = 0.0, False, np.zeros_like(weights), np.zeros_like(weights)
     while not over:
         seen = features(observation)
         chances = probabilities(weights, seen, info["action_mask"])
         action = int(rng.choice(len(chances), p=chances))
-        gradient += np.outer((np.arange(len(chances)) == action) - chances, seen)
+        surprise = -np.log(np.maximum(chances, 1e-12))
+        by_choice += np.outer((np.arange(len(chances)) == action) - chances, seen)
+        by_entropy += np.outer(chances * (surprise - chances @ surprise), seen)
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + float(reward), terminated or truncated
-    return total, gradient
+    return total, by_choice, by_entropy
 
 
 def learn(episodes: int = EPISODES, seed: int = 0) -> list[float]:
@@ -50,14 +52,14 @@ def learn(episodes: int = EPISODES, seed: int = 0) -> list[float]:
     # A number chosen is always well-formed, so no points are given for form.
     env = gymnasium.make("mmsearch_env:MMSearchDiscrete-v0", world=WORLD, format_weight=0.0)
     rng = np.random.default_rng(seed)
-    observation, _ = env.reset(seed=seed)
-    weights = np.zeros((int(env.action_space.n), features(observation).size))  # type: ignore[attr-defined]
+    observation, info = env.reset(seed=seed)
+    weights = np.zeros((info["action_mask"].size, features(observation).size))
     returns: list[float] = []
-    while len(returns) < episodes:
-        totals, gradients = zip(*(play(env, weights, rng) for _ in range(BATCH)), strict=True)
-        returns += totals
-        advantages = (np.array(totals) - np.mean(totals)) / (np.std(totals) + 0.1)
-        weights += LEARNING_RATE * np.einsum("b,bkd->kd", advantages, np.stack(gradients)) / BATCH
+    for _ in range(episodes):
+        total, by_choice, by_entropy = play(env, weights, rng)
+        returns.append(total)
+        advantage = (total - np.mean(returns[-50:])) / (np.std(returns[-50:]) + 0.1)
+        weights += LEARNING_RATE * (advantage * by_choice + ENTROPY_WEIGHT * by_entropy)
     env.close()
     return returns
 

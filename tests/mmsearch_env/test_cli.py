@@ -100,9 +100,32 @@ def test_play_writes_a_page(typed: Type, question_file: Path, tmp_path: Path, pi
 
 
 def test_published_questions_can_be_played(typed: Type, real_rows: Path) -> None:
-    shown = typed("play", "--world", WORLD, "--questions", str(real_rows), "--episodes", "5", lines="Spain\n" * 5)
+    shown = typed("play", "--world", WORLD, "--questions", str(real_rows), lines="Spain\n" * 5)
     assert shown.count("accepted") == 5
+    assert shown.endswith("5 played, mean reward 0.280\n")
     assert "Right · accepted: Spain, Kingdom of Spain, ESP, 🇪🇸, ES" in shown
+
+
+@pytest.mark.parametrize("wanted", ["td", "again"])
+def test_play_can_begin_with_one_question(wanted: str, typed: Type, question_file: Path) -> None:
+    row = {"id": "again", "question": "And this?", "answers": ["Mali"], "image": "flag.png"}
+    question_file.write_text(question_file.read_text() + json.dumps(row) + "\n")
+    arguments = ("play", "--world", WORLD, "--questions", str(question_file), "--question-id")
+    shown = typed(*arguments, wanted, lines="Mali\nMali\n")
+    first, second = ("And this?", "Which country?") if wanted == "again" else ("Which country?", "And this?")
+    assert 0 < shown.index(first) < shown.index(second)
+    assert "expected a known question id, got 'nowhere'" in typed(*arguments, "nowhere", status=2)
+
+
+def test_a_broken_picture_is_passed_over(typed: Type, question_file: Path, picture: Image) -> None:
+    cut = picture.resized(64, 64).to_png()
+    (question_file.parent / "cut.png").write_bytes(cut[: len(cut) // 2])
+    row = {"id": "cut", "question": "Which?", "answers": ["Chad"], "image": "cut.png"}
+    question_file.write_text(question_file.read_text() + json.dumps(row) + "\n")
+    shown = typed("play", "--world", WORLD, "--questions", str(question_file), lines="Chad\n")
+    assert "skipped cut: " in shown
+    assert "cut.png: expected a readable picture" in shown
+    assert shown.endswith("1 played, mean reward 1.000\n")
 
 
 def test_the_demo_shows_messages_results_and_reward(typed: Type, tmp_path: Path) -> None:

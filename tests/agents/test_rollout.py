@@ -1,0 +1,249 @@
+"""The interaction loop with the real environment and its embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from conftest import noise
+from families import adapted_policy
+
+from agents.engines.hf import SamplingLimits
+from agents.evaluate import difference, evaluate
+from agents.policy import ContextOverflow, Reply, Request
+from agents.rollout import CONTEXT_FULL, UNUSABLE, RolloutLimits, rollout
+from agents.scripted import ScriptedPolicy, random_policy
+from agents.trajectory import Trajectory
+from agents.workflows import DIRECT, FIXED_RAG, Workflow
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.errors import ImageError, ToolUnavailable
+from mmsearch_env.images import Image
+from mmsearch_env.questions import Question, QuestionSet
+from mmsearch_env.tools import Query, SearchResult
+from mmsearch_env.worlds import load_world
+
+WORLD = "synthetic:seed=1,entities=40"
+
+
+@pytest.fixture(scope="module")
+def questions() -> QuestionSet:
+    found = load_world(WORLD).questions("train")
+    return QuestionSet("twelve", list(found)[:12])
+
+
+def make_env(**settings: object) -> MMSearchEnv:
+    return MMSearchEnv(world=WORLD, prompts="brief", **settings)  # type: ignore[arg-type]
+
+
+def reader(request: Request) -> str:
+    """Looks the picture up, reads about the first hit, and answers with the first capitalised word it read."""
+    if len(request.conversation) == 1:
+        return "<reason>r</reason><search><img></search>"
+    read = request.new_messages[-1].text
+    found = re.findall(r"\b[A-Z][a-z]+\b", read) or ["nothing"]
+    if request.new_messages[-1].images:
+        return f"<reason>r</reason><text_search>capital of {found[-1]}</text_search>"
+    return f"<reason>r</reason><answer>{found[0]}</answer>"
+
+
+def test_every_question_is_played_by_the_whole_group(questions: QuestionSet) -> None:
+    groups = rollout(ScriptedPolicy(reader), make_env, questions, group_size=3, seed=0)
+    assert [group.question_id for group in groups] == list(questions.ids)
+    assert all(len(group.trajectories) == 3 for group in groups)
+    for played in (t for group in groups for t in group.trajectories):
+        assert [turn.kind for turn in played.turns] == ["image_search", "text_search", "answer"]
+        assert played.terminated and not played.truncated
+        assert played.stop_reason == "answered"
+        assert played.counts["n_image_search"] == played.counts["n_text_search"] == 1
+        assert played.episode_return == pytest.approx(played.reward_terms["total"])
+        assert played.answer
+
+
+def test_seeds_decide_everything(questions: QuestionSet) -> None:
+    policy = random_policy(["x"], ["capital"])
+
+    def kinds(seed: int, **limits: int) -> list[list[str]]:
+        groups = rollout(
+            policy, make_env, questions, group_size=2, seed=seed, limits=RolloutLimits(**limits) if limits else None
+        )
+        return [[turn.kind for turn in t.turns] for group in groups for t in group.trajectories]
+
+    assert kinds(1) == kinds(1)
+    assert kinds(1) == kinds(1, live_episodes=5, batch_rows=2)
+    assert kinds(1) != kinds(2)
+    members = kinds(1)
+    assert any(members[2 * row] != members[2 * row + 1] for row in range(len(questions)))
+
+
+def test_a_models_tokens_are_recorded_turn_by_turn(questions: QuestionSet) -> None:
+    policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=6))
+    groups = rollout(policy, make_env, questions[:3], group_size=2, seed=3)  # type: ignore[arg-type]
+    for played in (t for group in groups for t in group.trajectories):
+        assert sum(played.loss_mask) == sum(len(turn.completion.token_ids) for turn in played.turns)
+        assert len(played.images) == sum(len(turn.images) for turn in played.turns) >= 1
+        text = policy.renderer.tokenizer.decode(played.token_ids)
+        assert text.count("<|im_start|>assistant") == len(played.turns)
+
+
+class Broken:
+    """A picture that cannot be read."""
+
+    def load(self) -> Image:
+        raise ImageError("broken.png: expected a readable picture, got nothing")
+
+
+def test_a_broken_picture_costs_one_episode_only(questions: QuestionSet, caplog: pytest.LogCaptureFixture) -> None:
+    bad = Question("bad", "What is it?", Broken(), ("x",))
+    groups = rollout(ScriptedPolicy(reader), make_env, [bad, questions[0]], group_size=1, seed=0)
+    assert groups[0].trajectories[0].stop_reason == UNUSABLE
+    assert groups[0].trajectories[0].turns == ()
+    assert groups[1].trajectories[0].stop_reason == "answered"
+    assert "broken.png" in caplog.text
+
+
+class Overflowing(ScriptedPolicy):
+    """Its context is full from the second turn on."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | ContextOverflow]:  # type: ignore[override]
+        replies = super().generate(requests)
+        return [ContextOverflow() if request.turns else reply for request, reply in zip(requests, replies, strict=True)]
+
+
+def test_a_full_context_truncates(questions: QuestionSet) -> None:
+    (group,) = rollout(Overflowing(reader), make_env, questions[:1], group_size=1, seed=0)  # type: ignore[arg-type]
+    (played,) = group.trajectories
+    assert played.truncated and not played.terminated
+    assert played.stop_reason == CONTEXT_FULL
+    assert len(played.turns) == 1
+
+
+class Failing:
+    """A tool that never delivers."""
+
+    name = "failing"
+
+    async def search(self, query: Query, *, top_k: int) -> SearchResult:
+        await asyncio.sleep(0)
+        raise ToolUnavailable("failing: expected an answer, got none; wait")
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+def test_a_failed_tool_is_counted_and_free(questions: QuestionSet) -> None:
+    (group,) = rollout(
+        ScriptedPolicy(lambda request: reader(request) if len(request.turns) == 0 else "<reason>r</reason><answer>x</answer>"),
+        lambda: make_env(tools=Failing()),
+        questions[:1],  # type: ignore[arg-type]
+        group_size=1,
+        seed=0,
+    )
+    (played,) = group.trajectories
+    assert played.counts["n_tool_errors"] == 1
+    assert played.counts["n_image_search"] == 0
+    assert played.reward_terms["search_penalty"] == 0
+
+
+class Slow:
+    """A tool that takes its time for one question only."""
+
+    name = "slow"
+
+    def __init__(self, slow_id: str) -> None:
+        self.slow_id = slow_id
+
+    async def search(self, query: Query, *, top_k: int) -> SearchResult:
+        await asyncio.sleep(0.5 if query.question_id == self.slow_id else 0.0)
+        return SearchResult(())
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+def test_a_slow_tool_does_not_hold_up_the_others(questions: QuestionSet) -> None:
+    """With little patience the other episodes end while one still waits for its tool."""
+    ended: list[str] = []
+
+    def say(request: Request) -> str:
+        return "<reason>r</reason><answer>x</answer>" if request.turns else "<reason>r</reason><search><img></search>"
+
+    rollout(
+        ScriptedPolicy(say),
+        lambda: make_env(tools=Slow(questions[0].id)),
+        questions[:4],  # type: ignore[arg-type]
+        group_size=1,
+        seed=0,
+        limits=RolloutLimits(patience_s=0.05),
+        on_episode=lambda trajectory: ended.append(trajectory.question_id),
+    )
+    assert ended[-1] == questions[0].id
+    assert len(ended) == 4
+
+
+def under(workflow: Workflow) -> MMSearchEnv:
+    return make_env(**workflow.rules)
+
+
+def test_the_fixed_plan_always_searches_twice_and_the_direct_one_never(questions: QuestionSet) -> None:
+    """Whatever the policy would rather do, the scripts decide; it only fills in query and answer."""
+    policy = ScriptedPolicy(lambda request: "word</text_search>" if "<text_search>" in request.script.text else "word</answer>")
+    rag = evaluate(policy, lambda: under(FIXED_RAG), questions, seed=0, workflow=FIXED_RAG)
+    direct = evaluate(policy, lambda: under(DIRECT), questions, seed=0, workflow=DIRECT)
+    assert rag.overall.calls.mean == 2.0
+    assert rag.overall.call_ratio.mean == rag.overall.search_ratio.mean == 1.0
+    assert rag.overall.image_searches.mean == rag.overall.text_searches.mean == 1.0
+    assert direct.overall.calls.mean == 0.0
+    assert rag.overall.valid.mean == direct.overall.valid.mean == 1.0
+
+
+def test_scores_by_category_and_the_search_gap(questions: QuestionSet) -> None:
+    """A policy that searches exactly the required ones has a gap of 1."""
+    marked = QuestionSet(
+        "marked",
+        [replace(q, category="search_free" if n % 3 == 0 else "image_required") for n, q in enumerate(questions)],
+    )
+    free = {q.text for q in marked if q.category == "search_free"}
+
+    def say(request: Request) -> str:
+        asked = request.conversation[0].text.removesuffix(" Search or answer.")
+        search = asked not in free and not request.turns
+        return "<reason>r</reason>" + ("<search><img></search>" if search else "<answer>x</answer>")
+
+    alone = QuestionSet("alone", [q for q in marked if (q.text in free) == (q.category == "search_free")])
+    played = evaluate(ScriptedPolicy(say), make_env, alone, seed=0)
+    assert played.search_gap is not None
+    assert played.search_gap.mean == 1.0
+    assert played.by_category["search_free"].calls.mean == 0.0
+    assert played.by_category["image_required"].search_ratio.mean == 1.0
+    assert played.unplayed == 0
+
+
+def test_a_difference_is_paired_by_question(questions: QuestionSet) -> None:
+    nothing = evaluate(ScriptedPolicy(lambda r: "<reason>r</reason><answer>x</answer>"), make_env, questions, seed=0)
+    right = {q.text: q.answers[0] for q in questions}
+    knowing = evaluate(
+        ScriptedPolicy(lambda r: f"<reason>r</reason><answer>{_gold(r, questions)}</answer>"), make_env, questions, seed=0
+    )
+    assert right
+    gain = difference(nothing.outcomes, knowing.outcomes, lambda outcome: outcome.accuracy)
+    assert gain.mean == gain.low == gain.high == 1.0
+
+
+def _gold(request: Request, questions: QuestionSet) -> str:
+    """The answer to the question whose picture is shown."""
+    shown = request.conversation[0].images[0]
+    return next(q.answers[0] for q in questions if q.load_image() == shown)
+
+
+def test_a_picture_at_hand_is_a_picture() -> None:
+    assert noise(1) == noise(1)
+    assert noise(1) != noise(2)
+
+
+def test_trajectories_hold_their_sums() -> None:
+    played = Trajectory("q", (), False, True, "x", 0.0, {}, {"n_image_search": 1.0, "n_text_search": 2.0}, "")
+    assert played.n_searches == 3.0
+    assert played.token_ids == played.loss_mask == played.old_logprobs == ()
