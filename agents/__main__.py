@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,7 +70,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
     evaluations = []
     for name in options.workflow or ["on_demand"]:
         workflow = WORKFLOWS[name]
-        with _progress(console, name, len(questions)) as advance:
+        with _EpisodeBar(console, name, len(questions)) as advance:
             evaluations.append(
                 evaluate(
                     policy,
@@ -87,10 +88,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _label(options: argparse.Namespace, console: Console) -> None:
     policy, questions = _policy(options, 1.0), _questions(options)
-    with _progress(console, "labelling", 0) as advance:
-        labels = measure_labels(
-            policy, _make_env(options, questions), questions, seed=options.seed, on_episode=advance
-        )
+    with _EpisodeBar(console, "labelling", 0) as advance:
+        labels = measure_labels(policy, _make_env(options, questions), questions, seed=options.seed, on_episode=advance)
     out = options.out or _folder(options.model) / LABELS_FILE
     save_labels(labels, out)
     counts = {label: list(labels.values()).count(label) for label in sorted(set(labels.values()))}
@@ -117,7 +116,9 @@ def _policy(options: argparse.Namespace, temperature: float) -> LMMPolicy:
 
 
 def _questions(options: argparse.Namespace) -> QuestionSet:
-    found = labelled(resolve_questions(options.questions, options.world, options.split), load_labels(_folder(options.model)))
+    found = labelled(
+        resolve_questions(options.questions, options.world, options.split), load_labels(_folder(options.model))
+    )
     if options.limit < 0:
         raise ConfigError(f"--limit: expected 0 or more, got {options.limit}")
     return QuestionSet(found.name, list(found)[: options.limit or None], found.skipped)
@@ -132,7 +133,7 @@ def _make_env(options: argparse.Namespace, questions: QuestionSet) -> Callable[[
                 prompts=options.prompts,
                 image_top_k=3,
                 text_top_k=3,
-                **workflow.rules,
+                **dict[str, Any](workflow.rules),
             )
 
         return make
@@ -140,7 +141,7 @@ def _make_env(options: argparse.Namespace, questions: QuestionSet) -> Callable[[
     return under
 
 
-class _progress:
+class _EpisodeBar:
     """A bar that counts episodes while it is open."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:

@@ -26,6 +26,8 @@ SEARCH_REQUIRED = ("search_required", "image_required", "text_required", "both_r
 FIXED_PLAN_CALLS = 2
 """Searches the fixed plan makes for every question; the denominator of the call ratio."""
 _RESAMPLES = 2000
+Values = np.ndarray[Any, np.dtype[np.float64]]
+"""(N,) one number for each question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the trajectories, as plain data."""
-        data = {
-            name: getattr(self, name) for name in ("workflow", "unplayed", "tool_errors")
-        }
+        data = {name: getattr(self, name) for name in ("workflow", "unplayed", "tool_errors")}
         return data | {
             "overall": asdict(self.overall),
             "by_category": {name: asdict(scores) for name, scores in self.by_category.items()},
@@ -104,12 +104,23 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one question."""
+    """What came of one question.
+
+    Attributes:
+        question_id: which.
+        category: its label.
+        reward: the episode's return.
+        accuracy: the answer metric.
+        searched: 1 if there was any search.
+        image_searches, text_searches: searches of each kind.
+        valid: share of turns whose action the environment accepted.
+    """
 
     question_id: str
     category: str
     reward: float
     accuracy: float
+    searched: float
     image_searches: float
     text_searches: float
     valid: float
@@ -118,11 +129,6 @@ class Outcome:
     def calls(self) -> float:
         """Searches of both kinds."""
         return self.image_searches + self.text_searches
-
-    @property
-    def searched(self) -> float:
-        """1 if there was any search."""
-        return float(self.calls > 0)
 
 
 def evaluate(
@@ -202,9 +208,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return _between(float(array.mean()), _resampled(array))
 
 
-def difference(
-    before: Sequence[Outcome], after: Sequence[Outcome], value: Callable[[Outcome], float]
-) -> Estimate:
+def difference(before: Sequence[Outcome], after: Sequence[Outcome], value: Callable[[Outcome], float]) -> Estimate:
     """Mean of ``value`` after minus before over the questions both played, paired by question."""
     earlier = {outcome.question_id: value(outcome) for outcome in before}
     pairs = [value(outcome) - earlier[outcome.question_id] for outcome in after if outcome.question_id in earlier]
@@ -217,18 +221,20 @@ def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
         category=question.category,
         reward=trajectory.episode_return,
         accuracy=trajectory.success,
+        searched=float(trajectory.n_searches > 0),
         image_searches=trajectory.counts["n_image_search"],
         text_searches=trajectory.counts["n_text_search"],
         valid=sum(turn.valid for turn in trajectory.turns) / len(trajectory.turns),
     )
 
 
-def _resampled(values: np.ndarray) -> np.ndarray:
+def _resampled(values: Values) -> Values:
     """Means of ``_RESAMPLES`` samples drawn with replacement."""
     rng = np.random.default_rng(0)
-    return values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
+    means: Values = values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
+    return means
 
 
-def _between(mean: float, draws: np.ndarray) -> Estimate:
+def _between(mean: float, draws: Values) -> Estimate:
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(mean, float(low), float(high))

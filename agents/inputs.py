@@ -84,7 +84,8 @@ class InputBuilder:
         types = torch.isin(ids, torch.tensor(sorted(self._renderer.image_ids))).int()
         grids = self._preparer.many(row.images)["image_grid_thw"]
         places, _ = inner.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)
-        return places[:, 0]
+        placed: torch.Tensor = places[:, 0]
+        return placed
 
 
 def _is_vision(parameter_name: str) -> bool:

@@ -47,7 +47,12 @@ def measure_labels(
     """Label every question for ``policy``, which must sample at temperature 1.
 
     Args:
+        policy: whose labels they are.
         make_env: workflow -> a maker of environments with that workflow's rules.
+        questions: what to label.
+        seed: of all episodes.
+        limits: how many episodes go on at once.
+        on_episode: told of every finished episode.
     """
     labels: dict[str, str] = {}
     open_questions = list(questions)
@@ -88,7 +93,9 @@ def load_labels(folder: str | Path) -> Mapping[str, str]:
     except ValueError as error:
         raise DataError(f"{path}: expected JSON, got {error}; measure the labels again") from error
     if not isinstance(labels, dict) or not set(labels.values()) <= {*PLANS, UNSOLVED}:
-        raise DataError(f"{path}: expected question ids with labels {', '.join((*PLANS, UNSOLVED))}; measure them again")
+        raise DataError(
+            f"{path}: expected question ids with labels {', '.join((*PLANS, UNSOLVED))}; measure them again"
+        )
     return labels
 
 

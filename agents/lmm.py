@@ -54,7 +54,9 @@ class LoRASettings:
         try:
             found = LoraConfig.from_pretrained(str(folder))
         except (OSError, ValueError) as error:
-            raise PolicyError(f"expected an adapter in {folder}, got {error}; give a folder made by save_adapter") from error
+            raise PolicyError(
+                f"expected an adapter in {folder}, got {error}; give a folder made by save_adapter"
+            ) from error
         return cls(found.r, found.lora_alpha, found.lora_dropout)
 
 
@@ -163,7 +165,9 @@ class LMMPolicy:
             PolicyError: the model has no adapter, so there is no reference to switch to.
         """
         if not hasattr(self.model, "disable_adapter"):
-            raise PolicyError("expected a policy with a LoRA adapter, got a bare model; load it with lora=LoRASettings()")
+            raise PolicyError(
+                "expected a policy with a LoRA adapter, got a bare model; load it with lora=LoRASettings()"
+            )
         with self.model.disable_adapter():
             yield
 
@@ -183,7 +187,9 @@ class LMMPolicy:
         weights = load_file(path)
         expected = get_peft_model_state_dict(self.model)
         if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
-            raise PolicyError(f"expected an adapter of this policy's rank and layers in {path}, got another; check lora")
+            raise PolicyError(
+                f"expected an adapter of this policy's rank and layers in {path}, got another; check lora"
+            )
         set_peft_model_state_dict(self.model, weights)
 
 

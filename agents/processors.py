@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers.processing_utils as processing
 from transformers import AutoProcessor
@@ -19,11 +19,11 @@ from transformers.video_processing_utils import BaseVideoProcessor, VideoProcess
 from mmsearch_env.errors import PolicyError
 
 
-class NoVideoProcessor(BaseVideoProcessor):
+class NoVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]  # transformers is not annotated
     """Takes the place of a family's video processor; pictures only."""
 
     merge_size = 2
-    model_input_names = ["pixel_values_videos"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values_videos"]
 
     def __init__(self) -> None:
         """No settings: nothing is ever processed by it."""

@@ -54,7 +54,7 @@ class ChatRenderer:
         self.image_slot = self._find_image_slot()
         self._closing, self.end_ids = self._find_turn_end()
         probe = self._image_ids(Image(np.zeros((64, 64, 3), dtype=np.uint8)))
-        self.image_ids = frozenset(token for token, count in Counter(probe).items() if count == max(Counter(probe).values()))
+        self.image_ids = frozenset({Counter(probe).most_common(1)[0][0]})
         """Tokens that stand for the pieces of a picture."""
         self.slot_ids = frozenset(probe)
         self.uses_token_types = "token_type_ids" in getattr(processor, "model_input_names", ())
@@ -110,11 +110,17 @@ class ChatRenderer:
     def _find_turn_end(self) -> tuple[str, frozenset[int]]:
         """The text that closes an assistant turn, and the tokens by which the model may close it itself."""
         text, _ = self._template(
-            [Message("user", (TextPart("q"),)), Message("assistant", (TextPart("a"),)), Message("user", (TextPart("r"),))]
+            [
+                Message("user", (TextPart("q"),)),
+                Message("assistant", (TextPart("a"),)),
+                Message("user", (TextPart("r"),)),
+            ]
         )
         alone, _ = self._template([Message("user", (TextPart("q"),))])
         if not text.startswith(alone):
-            raise PolicyError("expected a chat template that only appends turns, got one that rewrites them; replace it")
+            raise PolicyError(
+                "expected a chat template that only appends turns, got one that rewrites them; replace it"
+            )
         after = text.split(f"{_OPEN}1{_CLOSE}", 1)[1]
         ids = self.tokenizer.encode(after, add_special_tokens=False)
         ends = {i for i in ids[:1] if i in self.tokenizer.all_special_ids} | {self.tokenizer.eos_token_id}
@@ -181,4 +187,3 @@ class ChatRenderer:
 
 def _pictures(messages: Sequence[Message]) -> tuple[Image, ...]:
     return tuple(image for message in messages for image in message.images)
-

@@ -64,6 +64,11 @@ def rollout(
     """Play every question ``group_size`` times.
 
     Args:
+        policy: who plays.
+        questions: what is played.
+        group_size: episodes of each question.
+        workflow: how the policy is used.
+        limits: how many episodes go on at once.
         make_env: makes an environment; called once for each episode in play at the same time.
         seed: with the question's position and the member's number it seeds everything an episode draws.
         on_episode: told of every finished episode, for progress bars.
@@ -199,9 +204,7 @@ def _entropy(seeds: np.random.SeedSequence) -> list[int]:
 
 
 def _turn(reply: Reply, reward: float, info: Mapping[str, Any]) -> Turn:
-    return Turn(
-        reply.prompt_ids, reply.images, reply.completion, float(reward), str(info["kind"]), bool(info["valid"])
-    )
+    return Turn(reply.prompt_ids, reply.images, reply.completion, float(reward), str(info["kind"]), bool(info["valid"]))
 
 
 def _trajectory(env: MMSearchEnv, turns: Sequence[Turn], info: Mapping[str, Any], cut: str) -> Trajectory:

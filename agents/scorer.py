@@ -77,4 +77,5 @@ def allowed_logits(logits: Tensor, banned: Tensor, temperature: float) -> Tensor
 
 def base_model(model: nn.Module) -> Any:
     """The transformers model under an adapter wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()

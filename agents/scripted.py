@@ -27,13 +27,13 @@ def random_policy(answers: Sequence[str], queries: Sequence[str]) -> ScriptedPol
 
     def say(request: Request) -> str:
         rng = np.random.default_rng(request.seed)
-        answer, query = answers[rng.integers(len(answers))], queries[rng.integers(len(queries))]
+        answer, query = answers[int(rng.integers(len(answers)))], queries[int(rng.integers(len(queries)))]
         choices = (
             f"<answer>{answer}</answer>",
             "<search><img></search>",
             f"<text_search>{query}</text_search>",
         )
-        return f"<reason>By chance.</reason>{choices[rng.integers(len(choices))]}"
+        return f"<reason>By chance.</reason>{choices[int(rng.integers(len(choices)))]}"
 
     return ScriptedPolicy(say)
 

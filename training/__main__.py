@@ -85,7 +85,7 @@ def _describe(config: RunConfig, console: Console) -> None:
 
     console.print(yaml.safe_dump(to_mapping(config), sort_keys=False), highlight=False, markup=False)
     for line in compose.description(config):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def group_relative(returns: ArrayLike, *, scale: Scale = "std") -> NDArray[np.fl
         return np.zeros_like(values)
     centred = values - values.mean()
     divisor = 1.0 if scale == "none" else float(values.std(ddof=1)) + _EPSILON
-    return centred / divisor
+    advantages: NDArray[np.float64] = centred / divisor
+    return advantages
 
 
 def _vector(returns: ArrayLike) -> NDArray[np.float64]:

@@ -151,13 +151,14 @@ class SearchTask:
             return evaluate(self.policy, self._make_env, questions, seed=_EVALUATION_SEED, limits=self.limits)
 
     def transcript(self, trajectory: Trajectory) -> str:
-        """What was said, turn by turn; a run of one repeated token (a picture's slots) is shown once."""
-        tokenizer = self.policy.renderer.tokenizer
+        """What was seen and said, turn by turn; a long run of one token (a picture's slots) is shown once."""
         parts: list[str] = []
         for number, turn in enumerate(trajectory.turns, start=1):
-            seen = tokenizer.decode([token for token, _ in groupby(turn.prompt_ids)])
-            parts.append(f"```text\n{seen}\n```\n\n**Turn {number}** ({turn.kind}, reward {turn.reward:.3f})\n")
-            parts.append(f"> {turn.completion.text}\n")
+            seen = self.policy.renderer.tokenizer.decode(_without_runs(turn.prompt_ids))
+            said = turn.completion.text.replace("\n", "\n> ")
+            parts.append(
+                f"```text\n{seen}\n```\n\n**Turn {number}** ({turn.kind}, reward {turn.reward:.3f})\n\n> {said}\n"
+            )
         return "\n".join(parts)
 
     def _make_env(self) -> MMSearchEnv:
@@ -171,6 +172,12 @@ class SearchTask:
             yield
         finally:
             self.policy.limits = kept
+
+
+def _without_runs(token_ids: Sequence[int]) -> list[int]:
+    """The tokens, more than three equal ones in a row reduced to one."""
+    runs = [list(run) for _, run in groupby(token_ids)]
+    return [token for run in runs for token in (run if len(run) <= 3 else run[:1])]
 
 
 def build_parts(config: RunConfig, place: Place) -> Parts:

@@ -162,7 +162,8 @@ class Engine:
         Every rank must make the same number of calls between two steps; one that has less to do adds ``0 * loss``.
         """
         # DeepSpeed averages gradients over ranks; we want their sum.
-        self._engine.backward(loss * self.place.world_size, scale_wrt_gas=False)
+        with _quiet():
+            self._engine.backward(loss * self.place.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients added so far.
@@ -173,7 +174,8 @@ class Engine:
         """
         for group in self._engine.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()
+        with _quiet():
+            self._engine.step()
         self._module.eval()
         self._steps += int(self._engine.was_step_applied())
         return float(self._engine.get_global_grad_norm())
@@ -315,7 +317,7 @@ def _deepspeed() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mute DeepSpeed's log lines and the deprecation warnings of what it imports."""
+    """Mute DeepSpeed's log lines and the deprecation warnings of what it imports and calls."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -121,12 +121,13 @@ def present(config: RunConfig, console: Console) -> None:
         ("transcripts", folder.transcripts),
         ("evaluations", folder.after),
     ):
-        console.print(f"  {label:<12} {path}", highlight=False)
+        console.print(f"  {label:<12} {path}", highlight=False, soft_wrap=True)
     console.print(
         f"\nnext  tensorboard --logdir {folder.tensorboard}\n"
         f"      python -m agents evaluate --model {config.policy.model} --adapter {folder.adapter}"
         " --workflow on_demand --workflow fixed_rag",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -4,9 +4,9 @@ The loss is the weighted mean of the negative log-probabilities of a trajectory'
 
     L = - sum_t w_t log p(token_t | tokens before t) / sum_t w_t,
 
-with w_t = 1 where the player spoke and w_t = ``observed_weight`` where it read. To warm up a pretrained model nothing is
-learnt from what was read (weight 0); a model made from scratch also learns to read by predicting it. Inputs, scorer and
-engine are those of reinforcement learning.
+with w_t = 1 where the player spoke and w_t = ``observed_weight`` where it read. To warm up a pretrained model nothing
+is learnt from what was read (weight 0); a model made from scratch also learns to read by predicting it. Inputs, scorer
+and engine are those of reinforcement learning.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def fit(
     """Train the policy's trainable parameters.
 
     Args:
+        policy: who learns.
+        place: where this process stands.
+        plan: how long and how fast.
+        adam: the optimiser's settings.
         draw: called once per update on every rank; ranks draw different trajectories.
         on_update: told the update's number and its mean loss in nats per token.
     """

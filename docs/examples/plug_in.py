@@ -15,7 +15,7 @@ import numpy as np
 
 EPISODES = 800
 LEARNING_RATE = 0.2
-ENTROPY_WEIGHT = 0.05
+ENTROPY_WEIGHT = 0.02
 WORLD = "synthetic:seed=3,entities=60"
 
 

@@ -42,18 +42,19 @@ def qwen3_vl() -> tuple[Any, Any]:
     processor = Qwen3VLProcessor(pictures, tokenizer, NoVideoProcessor(), chat_template=template)
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=3,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=32, initializer_range=0.08,
-            rope_parameters=dict(
-                rope_type="default", rope_theta=1e6, mrope_section=[6, 5, 5], mrope_interleaved=True
-            ),
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        ),
-        vision_config=dict(
-            depth=3, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=16, out_hidden_size=64,
-            num_position_embeddings=64, deepstack_visual_indexes=[0, 1], initializer_range=0.08,
-        ),
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.08,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True
+            },
+            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 16,
+            "out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+            "initializer_range": 0.08,
+        },
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),

@@ -16,7 +16,7 @@ from agents.engines.hf import SamplingLimits
 from agents.lmm import LMMPolicy, LoRASettings
 from agents.policy import ContextOverflow, Reply, Request
 from agents.trajectory import FinishReason, Trajectory, Turn
-from agents.workflows import Script
+from agents.workflows import FREE, Script
 from mmsearch_env.errors import PolicyError
 from mmsearch_env.messages import ImagePart, Message, TextPart
 
@@ -32,12 +32,14 @@ CONVERSATIONS = (
 )
 
 
-def play(policy: LMMPolicy, *, script: Script = Script()) -> list[Trajectory]:
+def play(policy: LMMPolicy, *, script: Script = FREE) -> list[Trajectory]:
     """Three episodes of three turns in one batch: ragged, pictures arriving in every turn, one row with a script."""
     turns: list[tuple[Turn, ...]] = [()] * len(CONVERSATIONS)
     for number in range(3):
         requests = [
-            Request((), (messages[number],), turns[row], seed=10 * row + number, script=script if row == 1 else Script())
+            Request(
+                (), (messages[number],), turns[row], seed=10 * row + number, script=script if row == 1 else Script()
+            )
             for row, messages in enumerate(CONVERSATIONS)
         ]
         for row, reply in enumerate(replies(policy, requests)):

@@ -135,7 +135,9 @@ class Failing:
 
 def test_a_failed_tool_is_counted_and_free(questions: QuestionSet) -> None:
     (group,) = rollout(
-        ScriptedPolicy(lambda request: reader(request) if len(request.turns) == 0 else "<reason>r</reason><answer>x</answer>"),
+        ScriptedPolicy(
+            lambda request: reader(request) if len(request.turns) == 0 else "<reason>r</reason><answer>x</answer>"
+        ),
         lambda: make_env(tools=Failing()),
         questions[:1],  # type: ignore[arg-type]
         group_size=1,
@@ -189,7 +191,9 @@ def under(workflow: Workflow) -> MMSearchEnv:
 
 def test_the_fixed_plan_always_searches_twice_and_the_direct_one_never(questions: QuestionSet) -> None:
     """Whatever the policy would rather do, the scripts decide; it only fills in query and answer."""
-    policy = ScriptedPolicy(lambda request: "word</text_search>" if "<text_search>" in request.script.text else "word</answer>")
+    policy = ScriptedPolicy(
+        lambda request: "word</text_search>" if "<text_search>" in request.script.text else "word</answer>"
+    )
     rag = evaluate(policy, lambda: under(FIXED_RAG), questions, seed=0, workflow=FIXED_RAG)
     direct = evaluate(policy, lambda: under(DIRECT), questions, seed=0, workflow=DIRECT)
     assert rag.overall.calls.mean == 2.0
@@ -225,7 +229,10 @@ def test_a_difference_is_paired_by_question(questions: QuestionSet) -> None:
     nothing = evaluate(ScriptedPolicy(lambda r: "<reason>r</reason><answer>x</answer>"), make_env, questions, seed=0)
     right = {q.text: q.answers[0] for q in questions}
     knowing = evaluate(
-        ScriptedPolicy(lambda r: f"<reason>r</reason><answer>{_gold(r, questions)}</answer>"), make_env, questions, seed=0
+        ScriptedPolicy(lambda r: f"<reason>r</reason><answer>{_gold(r, questions)}</answer>"),
+        make_env,
+        questions,
+        seed=0,
     )
     assert right
     gain = difference(nothing.outcomes, knowing.outcomes, lambda outcome: outcome.accuracy)

@@ -194,6 +194,7 @@ def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
         category=question.category,
         reward=trajectory.episode_return,
         accuracy=trajectory.success,
+        searched=float(trajectory.n_searches > 0),
         image_searches=0.0,
         text_searches=trajectory.counts["n_text_search"],
         valid=1.0,

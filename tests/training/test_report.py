@@ -14,7 +14,16 @@ from training.report import compared, evaluation_metrics, gap_change, outcomes_o
 
 
 def outcome(number: int, category: str, reward: float, searches: float) -> Outcome:
-    return Outcome(str(number), category, reward, float(reward > 0.5), 0.0, searches, 1.0)
+    return Outcome(
+        question_id=str(number),
+        category=category,
+        reward=reward,
+        accuracy=float(reward > 0.5),
+        searched=float(searches > 0),
+        image_searches=0.0,
+        text_searches=searches,
+        valid=1.0,
+    )
 
 
 BEFORE = [

@@ -47,7 +47,10 @@ _CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-_WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """How the family's tokeniser cuts text before merging."""
 
 
@@ -116,32 +119,32 @@ def tiny_model(tokenizer: Qwen2Tokenizer, size: TinySize, *, seed: int) -> Any:
     sections = [half - 2 * (half // 3), half // 3, half // 3]
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=size.width,
-            intermediate_size=size.inner,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            max_position_embeddings=4096,
-            initializer_range=0.04,
-            rope_parameters=dict(rope_type="default", rope_theta=10_000.0, mrope_section=sections),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-        ),
-        vision_config=dict(
-            depth=size.vision_layers,
-            hidden_size=size.vision_width,
-            intermediate_size=size.vision_inner,
-            num_heads=size.vision_heads,
-            patch_size=14,
-            out_hidden_size=size.width,
-            window_size=448,
-            fullatt_block_indexes=list(range(size.vision_layers)),
-            initializer_range=0.04,
-        ),
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": size.width,
+            "intermediate_size": size.inner,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads,
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.04,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections},
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_width,
+            "intermediate_size": size.vision_inner,
+            "num_heads": size.vision_heads,
+            "patch_size": 14,
+            "out_hidden_size": size.width,
+            "window_size": 448,
+            "fullatt_block_indexes": list(range(size.vision_layers)),
+            "initializer_range": 0.04,
+        },
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),

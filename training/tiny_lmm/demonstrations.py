@@ -45,15 +45,15 @@ class Teacher:
         self._familiar = familiar
         self._by_title = {page.title: page.subject for page in world.page_images}
 
-    def say(self, question: Question, heard: Sequence[Message], rng: random.Random) -> Saying:
-        """The next turn of an episode in which ``heard`` are the user messages so far."""
+    def say(self, question: Question, heard: Sequence[Message], coin: float) -> Saying:
+        """The next turn of an episode in which ``heard`` are the user messages so far; ``coin`` lies in [0, 1)."""
         entity = self._world.entity(question.tags["entity"])
         relation = question.tags["relation"]
         if len(heard) == 1:
-            return self._first(entity, relation, rng.random())
+            return self._first(entity, relation, coin)
         seen = self._pictured(heard)
         if heard[-1].images:
-            return self._after_image(seen, relation, rng.random())
+            return self._after_image(seen, relation, coin)
         return self._after_text(seen or entity, relation, heard[-1].text)
 
     def _first(self, entity: Entity, relation: str, coin: float) -> Saying:
@@ -106,7 +106,7 @@ def play_demonstration(
     over = False
     while not over:
         heard = [message for message in env.conversation if message.role == "user"]
-        saying = teacher.say(question, heard, rng)
+        saying = teacher.say(question, heard, 0.0 if env.view.must_answer else rng.random())
         if not saying.text:
             break
         previous = turns[-1].completion if turns else None

@@ -17,7 +17,8 @@ from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from mmsearch_env.episode import Rules
 from mmsearch_env.images import Image
 from mmsearch_env.messages import Message, TextPart
-from mmsearch_env.protocols import Protocol
+from mmsearch_env.protocols import load_prompts
+from mmsearch_env.protocols.mmsearch_r1 import MMSearchR1
 from mmsearch_env.questions import Question
 from mmsearch_env.worlds import Entity, Page, World
 from mmsearch_env.worlds.asking import answers
@@ -27,6 +28,7 @@ from mmsearch_env.worlds.wordings import asked, noun
 from training.tiny_lmm.demonstrations import demonstration, plain_question, repetition
 from training.tiny_lmm.knowledge import Knowledge, known
 
+_PROTOCOL = MMSearchR1(load_prompts("brief"))
 _ONLY_ANSWER = Rules(max_rounds=1)
 """Under these rules the environment itself says that only an answer is left."""
 
@@ -53,9 +55,8 @@ class Pupil:
         return tuple(entity for entity in self.flags if entity.id in facts)
 
 
-def pupil(atlas: World, knowledge: Knowledge, invented: World, familiar: frozenset[str]) -> Pupil:
-    """The entities to teach, from both worlds."""
-    friends = known(invented.entities, familiar)
+def pupil(atlas: World, knowledge: Knowledge, friends: Sequence[Entity]) -> Pupil:
+    """The countries of the atlas that are taught, and ``friends``: invented ones taught like them."""
     return Pupil(
         (*known(atlas.entities, knowledge.flags), *friends), (*known(atlas.entities, knowledge.facts), *friends)
     )
@@ -82,7 +83,7 @@ class PictureAlbum:
         return self._drawn[key]
 
 
-def picture_lesson(renderer: ChatRenderer, protocol: Protocol, taught: Pupil, album: PictureAlbum) -> Lesson:
+def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -> Lesson:
     """A picture and a question that is answered from memory: who it is, or one of its facts."""
     both = taught.both
 
@@ -93,13 +94,13 @@ def picture_lesson(renderer: ChatRenderer, protocol: Protocol, taught: Pupil, al
             entity = rng.choice(both)
             relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
-        (message,) = protocol.first_message(question, question.load_image(), _ONLY_ANSWER)
+        (message,) = _PROTOCOL.first_message(question, question.load_image(), _ONLY_ANSWER)
         return plain_question(renderer, message, question.answers[0])
 
     return draw
 
 
-def fact_lesson(renderer: ChatRenderer, protocol: Protocol, taught: Pupil) -> Lesson:
+def fact_lesson(renderer: ChatRenderer, taught: Pupil) -> Lesson:
     """A question that names its country, without a picture."""
     blank = Image(np.zeros((28, 28, 3), dtype=np.uint8))
 
@@ -108,7 +109,7 @@ def fact_lesson(renderer: ChatRenderer, protocol: Protocol, taught: Pupil) -> Le
         relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         text = f"What is the {noun(relation)} of {entity.spoken}?"
         question = Question("", text, blank, answers(entity, relation))
-        (message,) = protocol.first_message(question, blank, _ONLY_ANSWER)
+        (message,) = _PROTOCOL.first_message(question, blank, _ONLY_ANSWER)
         unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
         return plain_question(renderer, unpictured, question.answers[0])
 

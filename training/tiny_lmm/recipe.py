@@ -1,9 +1,10 @@
 """The recipe of the tiny LMM, from an empty model to a stored checkpoint.
 
 1. A tokeniser is trained on invented pages and on the known side of the atlas.
-2. *Knowing*: pictures, names and facts by plain questions; language by invented documents. Everything is trained.
-3. *Doing*: the protocol, searching, reading and copying by demonstrations in an invented world, with the questions of
-   step 2 in between so that nothing is forgotten. The vision tower is frozen, so each picture is encoded once.
+2. *Seeing*: the vision tower learns to tell flags apart, most of them invented; then it is frozen, so that each picture
+   is encoded once.
+3. *Learning*: names and facts by plain questions; the protocol, searching, reading and copying by demonstrations in an
+   invented world; all mixed, so that nothing is forgotten. It begins with drills, mostly in copying.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,10 +22,9 @@ import torch
 from agents.lmm import LMMPolicy
 from agents.trajectory import Trajectory
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.questions import QuestionSet
-from mmsearch_env.worlds import World, load_world
-from mmsearch_env.worlds.wordings import asked, query_text
+from mmsearch_env.worlds import Entity, World, load_world
 from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
+from mmsearch_env.worlds.wordings import asked, query_text
 from training.engine import AdamSettings, Place
 from training.sft import DrawTrajectories, SupervisedPlan, fit
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
@@ -40,11 +41,16 @@ from training.tiny_lmm.lessons import (
     recorded_lesson,
     repetition_lesson,
 )
+from training.tiny_lmm.seeing import SeeingPlan, learn_to_see
 
-TAGS = tuple(f"<{end}{name}>" for name in ("reason", "search", "text_search", "answer", "information") for end in ("", "/"))
+TAGS = tuple(
+    f"<{end}{name}>" for name in ("reason", "search", "text_search", "answer", "information") for end in ("", "/")
+)
 TAGS = (*TAGS, "<img>")
 Report = Callable[[str, dict[str, float]], None]
 _REPORT_EVERY = 50
+_ROUNDS = ((3, 0.85), (2, 0.15))
+"""Round limits of the demonstrations, and their shares."""
 _HELD_OUT = 64
 
 
@@ -57,70 +63,103 @@ class Recipe:
         size: of the model.
         invented: the world in which searching is taught.
         familiar: how many invented countries are taught like known ones.
-        pictures_each: disturbed pictures of each known flag.
+        pictures_each: disturbed pictures of each flag, for each process.
         demonstrations: episodes recorded by each process.
         rows: trajectories of one update and process.
-        knowing, doing: the two stages.
+        seeing: the first stage.
+        drills: the beginning of the second stage.
+        learning: the rest of it.
     """
 
     seed: int = 1
     size: TinySize = TinySize()
     invented: str = "synthetic:seed=7,entities=3000,per_pair=1"
     familiar: int = 48
-    pictures_each: int = 40
-    demonstrations: int = 6000
+    pictures_each: int = 24
+    demonstrations: int = 7000
     rows: int = 40
-    knowing: SupervisedPlan = SupervisedPlan(
-        updates=1800, learning_rate=3e-3, decay_share=0.3, token_budget=2048, observed_weight=0.4
+    seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=700, learning_rate=2e-3, warmup=50, decay_share=0.5))
+    drills: SupervisedPlan = SupervisedPlan(
+        updates=200, learning_rate=3e-3, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
-    doing: SupervisedPlan = SupervisedPlan(
-        updates=2200, learning_rate=2e-3, decay_share=0.6, token_budget=2048, observed_weight=0.4
+    learning: SupervisedPlan = SupervisedPlan(
+        updates=3000, learning_rate=3e-3, decay_share=0.6, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
-        """With that many times the updates."""
+        """With that many times the updates, for trials."""
+
+        def shorter(plan: SupervisedPlan) -> SupervisedPlan:
+            return replace(plan, updates=max(1, round(plan.updates * factor)))
+
         return replace(
             self,
-            knowing=replace(self.knowing, updates=max(1, round(self.knowing.updates * factor))),
-            doing=replace(self.doing, updates=max(1, round(self.doing.updates * factor))),
+            seeing=replace(self.seeing, schedule=shorter(self.seeing.schedule)),
+            drills=shorter(self.drills),
+            learning=shorter(self.learning),
         )
 
 
 def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) -> None:
     """Run the recipe on every rank; rank 0 writes the checkpoint to ``out``."""
     atlas, invented = load_world("atlas"), load_world(recipe.invented)
-    asked_about = [entity.id for entity in invented.entities if entity.drawing is not None and entity.asked_about]
-    familiar = frozenset(asked_about[: recipe.familiar])
-    taught = pupil(atlas, deal_knowledge(atlas, seed=recipe.seed), invented, familiar)
+    friends = _pictured(invented)[: recipe.familiar]
+    taught = pupil(atlas, deal_knowledge(atlas, seed=recipe.seed), friends)
     policy = _blank_policy(recipe, taught, invented)
     stream = recipe.seed * 1000 + place.rank
-    album = PictureAlbum(taught.flags, seed=stream, each=recipe.pictures_each)
-    env = MMSearchEnv(
-        questions=_shuffled(invented, stream), world=recipe.invented, prompts="brief", image_top_k=3, text_top_k=3
-    )
-    shown = _record(env, policy, Teacher(invented, familiar), recipe, stream, report)
+    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
+    shown = _record(policy, teacher, recipe, stream, report)
+    album = _see(policy, recipe, taught, invented, place, report)
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_("visual" not in name)
     parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
-    plain = [
-        (picture_lesson(policy.renderer, env.protocol, taught, album), 0.38),
-        (fact_lesson(policy.renderer, env.protocol, taught), 0.12),
-        (document_lesson(policy.renderer, invented.pages), 0.12),
-        (repetition_lesson(policy.renderer), 0.10),
-        (recorded_lesson(parts[_HELD_OUT:]), 0.28),
+    knowing = [
+        (picture_lesson(policy.renderer, taught, album), 0.22),
+        (fact_lesson(policy.renderer, taught), 0.08),
     ]
+    drills = [(document_lesson(policy.renderer, invented.pages), 0.3), (repetition_lesson(policy.renderer), 0.7)]
+    doing = [(recorded_lesson(shown[_HELD_OUT:]), 0.45), (recorded_lesson(parts[_HELD_OUT:]), 0.15)]
     probes = {
-        "picture": [plain[0][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
-        "fact": [plain[1][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
+        "picture": [knowing[0][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
+        "fact": [knowing[1][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
         "reading": parts[:_HELD_OUT],
         "episode": shown[:_HELD_OUT],
     }
     run = _Run(policy, place, probes, report)
-    run.train(recipe.knowing, mixed(plain, seed=stream, rows=recipe.rows), "knowing")
-    _save(policy, out / "knowing", place)
-    for name, parameter in policy.model.named_parameters():
-        parameter.requires_grad_("visual" not in name)
-    both = [(recorded_lesson(shown[_HELD_OUT:]), 0.60), *((lesson, weight * 0.40) for lesson, weight in plain)]
-    run.train(recipe.doing, mixed(both, seed=stream + 500, rows=recipe.rows), "doing")
+    run.train(recipe.drills, mixed(drills, seed=stream, rows=recipe.rows), "drills")
+    everything = [*knowing, *doing, *((lesson, weight * 0.1) for lesson, weight in drills)]
+    run.train(recipe.learning, mixed(everything, seed=stream, rows=recipe.rows), "learning")
     _save(policy, out, place)
+
+
+def _pictured(world: World) -> list[Entity]:
+    return [entity for entity in world.entities if entity.drawing is not None and entity.asked_about]
+
+
+def _see(
+    policy: LMMPolicy, recipe: Recipe, taught: Pupil, invented: World, place: Place, report: Report
+) -> PictureAlbum:
+    """Train the tower on the known flags and on invented ones; the album holds their pictures."""
+    strangers = _pictured(invented)[recipe.familiar :][: recipe.seeing.invented]
+    seen: list[tuple[float, float]] = []
+
+    def on_update(update: int, loss: float, right: float) -> None:
+        seen.append((loss, right))
+        if len(seen) == _REPORT_EVERY:
+            loss, right = (round(sum(values) / len(seen), 4) for values in zip(*seen, strict=True))
+            report("seeing", {"update": update + 1, "loss": loss, "right": right})
+            seen.clear()
+
+    return learn_to_see(
+        policy.model,
+        policy.renderer.processor,
+        [*taught.flags, *strangers],
+        recipe.seeing,
+        place,
+        seed=recipe.seed,
+        pictures_each=recipe.pictures_each,
+        on_update=on_update,
+    )
 
 
 def _blank_policy(recipe: Recipe, taught: Pupil, invented: World) -> LMMPolicy:
@@ -145,23 +184,21 @@ def _texts(taught: Pupil, invented: World) -> Iterator[str]:
         yield f" {entity.name}"
 
 
-def _shuffled(world: World, seed: int) -> QuestionSet:
-    questions = list(world.questions("all"))
+def _record(policy: LMMPolicy, teacher: Teacher, recipe: Recipe, seed: int, report: Report) -> list[Trajectory]:
+    """The demonstrations this rank learns from; in some an answer is asked for after the first search."""
+    questions = list(load_world(recipe.invented).questions("all"))
     random.Random(seed).shuffle(questions)
-    return QuestionSet(f"{world.name}:shuffled", questions)
-
-
-def _record(
-    env: MMSearchEnv, policy: LMMPolicy, teacher: Teacher, recipe: Recipe, seed: int, report: Report
-) -> list[Trajectory]:
-    """The demonstrations this rank learns from."""
     shown: list[Trajectory] = []
-    for trajectory in demonstrations(env, policy.renderer, teacher, tuple(env.questions), seed=seed):
-        shown.append(trajectory)
-        if len(shown) % 1000 == 0:
-            report("recording", {"demonstrations": len(shown)})
-        if len(shown) == recipe.demonstrations:
-            break
+    for rounds, share in _ROUNDS:
+        env = MMSearchEnv(
+            world=recipe.invented, split="all", prompts="brief", max_rounds=rounds, image_top_k=3, text_top_k=3
+        )
+        wanted = round(share * recipe.demonstrations)
+        part, questions = questions[: 2 * wanted], questions[2 * wanted :]
+        played = demonstrations(env, policy.renderer, teacher, part, seed=seed)
+        shown += islice(played, wanted)
+        report("recording", {"rounds": rounds, "demonstrations": len(shown)})
+    random.Random(seed).shuffle(shown)
     return shown
 
 

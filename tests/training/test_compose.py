@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agents.labels import LABELS_FILE, UNSOLVED, save_labels
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.errors import ConfigError
+from training import compose
+from training.algorithms import GRPO
+from training.config import RunConfig
+from training.config_file import config_from_mapping
+from training.engine import Place
+
+WORLD = {"world": "synthetic:seed=1,entities=12", "prompts": "brief"}
+
+
+def recipe(**sections: Any) -> RunConfig:
+    return config_from_mapping({"env": WORLD, **sections})
+
+
+def test_the_environment_gets_every_setting() -> None:
+    config = recipe(env={**WORLD, "max_rounds": 5, "search_penalty": 0.25, "tools": {"text_search": "local"}})
+    env = MMSearchEnv(**compose.env_keywords(config.env))
+    assert (env.rules.max_rounds, env.reward_rules.search_penalty) == (5, 0.25)
+
+
+def test_a_tool_of_no_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="txt_search"):
+        compose.description(recipe(env={**WORLD, "tools": {"txt_search": "local"}}))
+
+
+def test_labels_of_the_model_become_categories_and_unsolved_questions_are_left_out(tmp_path: Path) -> None:
+    everything = compose.training_questions(recipe(policy={"model": "no folder"}))
+    labels = dict.fromkeys(everything.ids, "search_free") | {everything.ids[0]: UNSOLVED}
+    save_labels(labels, tmp_path / LABELS_FILE)
+    found = compose.training_questions(recipe(policy={"model": str(tmp_path)}))
+    assert found.ids == everything.ids[1:]
+    assert {question.category for question in found} == {"search_free"}
+    kept = compose.training_questions(recipe(policy={"model": str(tmp_path)}, rollout={"skip_unsolved": False}))
+    assert kept.ids == everything.ids
+
+
+def test_evaluation_questions_are_spread_and_never_trained_on() -> None:
+    config = recipe(evaluation={"questions": 5, "during_questions": 4})
+    test, during = compose.evaluation_questions(config), compose.questions_during(config)
+    assert (len(test), len(during)) == (5, 4)
+    trained = set(compose.training_questions(config).ids)
+    assert not trained & {question.id for question in (*test, *during)}
+
+
+def test_the_algorithm_gets_every_setting() -> None:
+    section = {"clip_low": 0.1, "clip_high": 0.3, "kl_coefficient": 0.5, "advantage_scale": "none"}
+    assert compose.build_algorithm(recipe(algorithm=section).algorithm) == GRPO(0.1, 0.3, 0.5, "none")
+
+
+def test_every_process_needs_a_question() -> None:
+    config = recipe(rollout={"questions_per_iteration": 3})
+    with pytest.raises(ConfigError, match="expected at least 4, one for each process, got 3"):
+        compose.build_parts(config, Place(0, 4, torch.device("cpu")))
