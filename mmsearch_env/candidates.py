@@ -23,6 +23,7 @@ GIVE_UP_ANSWER = "unknown"
 # A run of capitalised words, with the small words that names hold: "Bosnia and Herzegovina", "Isle of Man".
 _NAME = re.compile(r"\b[^\W\d_a-z][\w'’-]*(?:\s+(?:(?:of|and|the|de|da|do)\s+)*[^\W\d_a-z][\w'’-]*)*")
 _LEADING = re.compile(r"^(?:the|a|an|in|on|it|its|this|that)(?:\s+|$)", re.IGNORECASE)
+_ONLY_FIRST = re.compile(r"[^\W\d_a-z][\w'’-]* (?!(?:of|and|the|de|da|do) )[^\W\d_A-Z]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"[+.]?\w[\w'’-]*")
 _SMALL_WORDS = frozenset(
@@ -78,10 +79,17 @@ class CandidateLayout:
 
 
 def names(texts: Iterable[str]) -> list[str]:
-    """Names in ``texts`` in order, each once: runs of capitalised words without a leading article."""
+    """Names in ``texts`` in order, each once: runs of capitalised words without a leading article.
+
+    A first word that is capital only because it comes first (``"National flag of Chad"``) is left out where the text
+    holds another name.
+    """
     found: dict[str, None] = {}
     for text in texts:
-        for match in _NAME.finditer(text):
+        matches = list(_NAME.finditer(text))
+        if len(matches) > 1 and _ONLY_FIRST.match(text):
+            matches = matches[1:]
+        for match in matches:
             name = _LEADING.sub("", match.group())
             if len(name) > 1 and name[0].isupper():
                 found.setdefault(name)

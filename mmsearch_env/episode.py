@@ -155,8 +155,8 @@ class EpisodeView:
 
     def allows(self, kind: ActionKind) -> bool:
         """Whether an action of this kind would be accepted now."""
-        if kind is ActionKind.ANSWER:
-            return self.rounds_left > 0
+        if self.state.ended or kind is ActionKind.ANSWER:
+            return not self.state.ended
         left = self.image_searches_left if kind is ActionKind.IMAGE_SEARCH else self.text_searches_left
         return self.rounds_left > 1 and left > 0
 

@@ -48,7 +48,7 @@ class UnicodeText(spaces.Text):
         """A short random string; with a mask or probability as in ``gymnasium.spaces.Text``."""
         if mask is None and probability is None:
             mask = (int(self.np_random.integers(1, min(_LONGEST_SAMPLE, self.max_length) + 1)), None)
-        return str(super().sample(mask, probability))
+        return str(super().sample(mask) if probability is None else super().sample(mask, probability))
 
     def contains(self, x: Any) -> bool:
         """Whether ``x`` is a string that is not too long."""

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _train(config, options.resume, console)
     except MMSearchError as error:
-        place = f" (rank {rank})" if "RANK" in os.environ else ""
+        place = f" (rank {rank})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         Console(stderr=True).print(f"[red]{type(error).__name__}[/]{place}: ", end="")
         Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False)
         return 2

@@ -1,7 +1,7 @@
 """What is claimed of a policy trained to search on demand, as pure functions of what was played.
 
-The claims are MMSearch-R1's headline in the small (arXiv 2506.20670, table 1 and finding 1): as accurate as a fixed plan
-that always searches twice, with far fewer searches, because it searches where it has to.
+The claims are MMSearch-R1's headline in the small (arXiv 2506.20670, table 1 and finding 1): as accurate as a fixed
+plan that always searches twice, with far fewer searches, because it searches where it has to.
 """
 
 from __future__ import annotations

@@ -188,6 +188,18 @@ class Engine:
         """Largest values over ranks; every rank gives the same names."""
         return self._reduced(values, torch.distributed.ReduceOp.MAX)
 
+    def texts(self, text: str) -> list[str]:
+        """Every rank's text, in order of ranks; every rank must call it."""
+        if self.place.world_size == 1:
+            return [text]
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.place.device)
+        sizes = [torch.zeros((), dtype=torch.long, device=self.place.device) for _ in range(self.place.world_size)]
+        torch.distributed.all_gather(sizes, torch.tensor(len(data), device=self.place.device))
+        longest = max(int(size) for size in sizes)
+        padded = [torch.zeros(longest, dtype=torch.uint8, device=self.place.device) for _ in sizes]
+        torch.distributed.all_gather(padded, torch.nn.functional.pad(data, (0, longest - len(data))))
+        return [bytes(row[: int(size)].tolist()).decode() for row, size in zip(padded, sizes, strict=True)]
+
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         wait_for_all()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -102,7 +103,7 @@ def _train(options: argparse.Namespace, seed: int, config: RunConfig) -> None:
 def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Played:
     """Every workflow with every set of weights, from file where it has been played already."""
     first = next(iter(configs.values()))
-    questions = evaluation_questions(first.env, first.evaluation, first.policy)
+    questions = evaluation_questions(first)
     policy = build_policy(first, device=join().device)
     played: Played = {}
     for kind, workflows in _PLANS:
@@ -114,10 +115,9 @@ def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Play
                 if not path.exists():
                     settings = {**env_keywords(first.env), **workflow.rules, "questions": questions}
                     policy.limits = replace(policy.limits, temperature=first.evaluation.temperature)
+                    make_env = partial(MMSearchEnv, **settings)
                     with console.status(f"{name} under {workflow.name}: {len(questions)} questions"):
-                        found = evaluate(
-                            policy, lambda s=settings: MMSearchEnv(**s), questions, seed=_SEED, workflow=workflow
-                        )
+                        found = evaluate(policy, make_env, questions, seed=_SEED, workflow=workflow)
                     path.write_text(json.dumps(found.to_json()) + "\n", encoding="utf-8")
                 played[name, workflow.name] = _outcomes(path)
     return played

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from agents.evaluate import SEARCH_FREE, SEARCH_REQUIRED, Estimate, Evaluation, Outcome, difference, search_gap
+from agents.evaluate import SEARCH_FREE, SEARCH_REQUIRED, Estimate, Evaluation, Outcome, difference, scores, search_gap
 from mmsearch_env.errors import DataError
 
 _RESAMPLES = 2000
@@ -107,6 +107,23 @@ def read_outcomes(path: Path) -> list[Outcome]:
         return outcomes_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a stored evaluation, got {error}; delete it to evaluate again") from error
+
+
+def merged(parts: Sequence[Mapping[str, Any]]) -> Evaluation:
+    """One evaluation of the JSON of several, made on every n-th question each: questions are put back in order."""
+    rows = [outcomes_of(part) for part in parts]
+    outcomes = tuple(row[place] for place in range(max(map(len, rows))) for row in rows if place < len(row))
+    categories = sorted({outcome.category for outcome in outcomes})
+    return Evaluation(
+        workflow=str(parts[0]["workflow"]),
+        overall=scores(outcomes),
+        by_category={name: scores([item for item in outcomes if item.category == name]) for name in categories},
+        search_gap=search_gap(outcomes),
+        unplayed=sum(int(part["unplayed"]) for part in parts),
+        tool_errors=sum(int(part["tool_errors"]) for part in parts),
+        outcomes=outcomes,
+        trajectories=(),
+    )
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:

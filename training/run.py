@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from agents.evaluate import Evaluation
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.questions import Question
 from training import checkpoint, curves, report
@@ -63,7 +64,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
     if place.rank == 0 and counters.iteration < config.iterations:
         folder.after.unlink(missing_ok=True)
     if found is None:
-        _evaluate(parts, folder.before, "before training", place, console)
+        _evaluate(parts, engine, folder.before, "before training", console)
     else:
         console.print(f"resuming after iteration {counters.iteration} of {config.iterations}")
     progress = RunProgress(console, total=config.iterations, done=counters.iteration)
@@ -79,7 +80,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         ),
         watchers=[*_writers(config, parts, folder, counters), progress] if place.rank == 0 else [],
         save=lambda at: _save(config, parts, engine, folder, at),
-        evaluate=lambda: report.evaluation_metrics(parts.task.evaluate(parts.questions_during)),
+        evaluate=lambda: report.evaluation_metrics(_evaluated(parts.task, engine, parts.questions_during)),
         stop=stop,
         phase=progress.phase,
     )
@@ -90,7 +91,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         return counters
     if place.rank == 0:
         checkpoint.write_adapter(folder.adapter, parts.policy.save_adapter)
-    _evaluate(parts, folder.after, "after training", place, console)
+    _evaluate(parts, engine, folder.after, "after training", console)
     engine.wait_for_all()
     return counters
 
@@ -186,18 +187,22 @@ def _writers(config: RunConfig, parts: Parts, folder: Folder, counters: Counters
     ]
 
 
-def _evaluate(parts: Parts, path: Path, when: str, place: Place, console: Console) -> None:
-    """Play the test questions and keep what came of them.
-
-    Every rank plays all of them: it takes no longer than one rank would, and nobody waits into a time-out.
-    """
+def _evaluate(parts: Parts, engine: Engine, path: Path, when: str, console: Console) -> None:
+    """Play the test questions and keep what came of them."""
     with console.status(f"evaluating {when} on {len(parts.test_questions)} questions"):
-        evaluation = parts.task.evaluate(parts.test_questions)
+        evaluation = _evaluated(parts.task, engine, parts.test_questions)
     overall = evaluation.overall
     console.print(
         f"{when:<15}  reward {overall.reward.mean:.3f}  accuracy {overall.accuracy.mean:.0%}  "
         f"search {overall.search_ratio.mean:.0%}",
         highlight=False,
     )
-    if place.rank == 0:
+    if engine.place.rank == 0:
         checkpoint.write_text(path, json.dumps(evaluation.to_json(), indent=1))
+
+
+def _evaluated(task: Task, engine: Engine, questions: Sequence[Question]) -> Evaluation:
+    """The questions shared out over the ranks, the whole result on every rank."""
+    place = engine.place
+    mine = task.evaluate(questions[place.rank :: place.world_size])
+    return report.merged([json.loads(text) for text in engine.texts(json.dumps(mine.to_json()))])

@@ -86,7 +86,7 @@ def _update(
     engine: Engine, policy: LMMPolicy, trajectories: Sequence[Trajectory], plan: SupervisedPlan, rate: float
 ) -> float:
     """One optimiser step; returns the mean loss over all ranks."""
-    examples = [Example(t, _weights(t, policy, plan.observed_weight)) for t in trajectories]
+    examples = [Example(t, token_weights(t, policy, plan.observed_weight)) for t in trajectories]
     batches = micro_batches(examples, token_budget=plan.token_budget)
     local = {"weight": float(sum(example.advantages.sum() for example in examples))}
     total = engine.total(local)["weight"]
@@ -114,7 +114,7 @@ def _loss(engine: Engine, policy: LMMPolicy, examples: Sequence[Example]) -> Ten
     return loss
 
 
-def _weights(trajectory: Trajectory, policy: LMMPolicy, observed_weight: float) -> TokenCredit:
+def token_weights(trajectory: Trajectory, policy: LMMPolicy, observed_weight: float) -> TokenCredit:
     """(T,) weight of the loss on each token; the first token is never predicted."""
     said = np.asarray(trajectory.loss_mask)
     weights = np.where(said, 1.0, observed_weight).astype(np.float32)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from agents.lmm import LMMPolicy, LoRASettings, with_adapter
 from agents.processors import NoVideoProcessor, allow_missing_torchvision
+from mmsearch_env.images import Image
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
 
 TAGS = ("<answer>", "</answer>", "<search>", "</search>", "<img>", "<text_search>", "</text_search>")
@@ -61,6 +63,11 @@ def qwen3_vl() -> tuple[Any, Any]:
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     )  # fmt: skip
     return Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+
+
+def noise(seed: int, width: int = 168, height: int = 112) -> Image:
+    """A picture of random pixels."""
+    return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}

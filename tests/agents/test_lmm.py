@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import noise
-from families import adapted_policy
+from families import adapted_policy, noise
 
 from agents.engines.hf import SamplingLimits
 from agents.lmm import LMMPolicy, LoRASettings

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from conftest import noise
-from families import FAMILIES
+from families import FAMILIES, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from conftest import noise
-from families import adapted_policy
+from families import adapted_policy, noise
 
 from agents.engines.hf import SamplingLimits
 from agents.evaluate import difference, evaluate

@@ -62,7 +62,5 @@ def test_waiting_for_itself_is_an_error_not_a_deadlock() -> None:
 
 
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", AFTER_A_FORK], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", AFTER_A_FORK], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -180,9 +180,7 @@ def test_an_answer_without_a_reason_counts_but_has_no_format_point(make: Callabl
         ("\x00\ud800 <answer", "no_action"),
     ],
 )
-def test_malformed_text_costs_a_round_and_is_explained(
-    make: Callable[..., MMSearchEnv], text: str, error: str
-) -> None:
+def test_malformed_text_costs_a_round_and_is_explained(make: Callable[..., MMSearchEnv], text: str, error: str) -> None:
     env = make()
     rewards, (info, last) = play(env, text, RIGHT)
     assert (info["kind"], info["valid"], info["error"]) == ("malformed", 0.0, error)
@@ -201,7 +199,9 @@ def test_empty_and_overlong_mappings_are_malformed_too(make: Callable[..., MMSea
     assert infos[-1]["stop_reason"] == "out_of_rounds"
 
 
-def test_searching_beyond_the_limit_is_refused_and_explained(make: Callable[..., MMSearchEnv], tool: FakeSearch) -> None:
+def test_searching_beyond_the_limit_is_refused_and_explained(
+    make: Callable[..., MMSearchEnv], tool: FakeSearch
+) -> None:
     env = make(max_rounds=9)
     _, infos = play(env, LOOK, LOOK, ASK, ASK, ASK, RIGHT)
     assert [(info["valid"], info["error"]) for info in infos] == [
@@ -354,13 +354,13 @@ def test_info_is_plain_and_always_has_the_same_keys(make: Callable[..., MMSearch
 
 
 def test_seeds_decide_everything_and_leave_the_global_generator_alone(make: Callable[..., MMSearchEnv]) -> None:
-    np.random.seed(0)  # noqa: NPY002
-    before = repr(np.random.get_state())  # noqa: NPY002
+    np.random.seed(0)
+    before = repr(np.random.get_state())
     one, two = make(), make()
     drawn = [[env.reset(seed=11 if first else None)[1]["question_id"] for first in (1, 0, 0, 0)] for env in (one, two)]
     assert drawn[0] == drawn[1]
     assert {make().reset(seed=seed)[1]["question_id"] for seed in range(20)} == {"q1", "q2", "q3"}
-    assert repr(np.random.get_state()) == before  # noqa: NPY002
+    assert repr(np.random.get_state()) == before
 
 
 def test_no_episode_leaks_into_the_next(make: Callable[..., MMSearchEnv]) -> None:
@@ -488,9 +488,7 @@ def test_a_broken_picture_is_passed_over_and_reported(
         make(questions=QuestionSet("one", [broken])).reset()
 
 
-def test_every_way_to_look_at_an_episode(
-    make: Callable[..., MMSearchEnv], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_way_to_look_at_an_episode(make: Callable[..., MMSearchEnv], monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr("sys.stdout", written)
     shown = {}

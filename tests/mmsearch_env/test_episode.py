@@ -110,7 +110,7 @@ def test_view_says_what_is_left(question: Question) -> None:
     assert [kind for kind in ActionKind if last.allows(kind)] == [ActionKind.ANSWER]
     spent = EpisodeView(question, Rules(max_rounds=9), EpisodeState(3, 1, 2))
     assert spent.must_answer
-    over = EpisodeView(question, Rules(), EpisodeState(3))
+    over = EpisodeView(question, Rules(), EpisodeState(1, stop_reason=StopReason.ANSWERED))
     assert not any(over.allows(kind) for kind in ActionKind)
 
 

@@ -20,6 +20,7 @@ from mmsearch_env.tools.search_tool import Hit, SearchResult
 
 STANDARD = load_protocol("mmsearch_r1", "standard")
 BRIEF = load_protocol("mmsearch_r1", "brief")
+FIRST_ROUND_OVER = EpisodeState(round=1)
 NAMES = ("reason", "search", "img", "text_search", "information", "answer")
 
 
@@ -28,7 +29,7 @@ def code(text: str) -> MalformedCode | None:
     return action.code if isinstance(action, Malformed) else None
 
 
-def view(question: Question, state: EpisodeState = EpisodeState(round=1), **rules: int) -> EpisodeView:
+def view(question: Question, state: EpisodeState = FIRST_ROUND_OVER, **rules: int) -> EpisodeView:
     return EpisodeView(question, Rules(**rules), state)
 
 
@@ -148,7 +149,9 @@ def test_reading_what_was_written_gives_the_action_back(action: Action, reason: 
     assert STANDARD.well_formed(text)
 
 
-@given(st.text(max_size=30), st.sampled_from(NAMES), st.sampled_from(["<{}>", "</{}>", "< {} >", "</ {}\n>", "<{} x=1>"]))
+@given(
+    st.text(max_size=30), st.sampled_from(NAMES), st.sampled_from(["<{}>", "</{}>", "< {} >", "</ {}\n>", "<{} x=1>"])
+)
 def test_no_tag_survives_being_neutralised(around: str, name: str, form: str) -> None:
     for spelt in (name, name.upper(), name.title()):
         text = around + form.format(spelt) + around
@@ -184,7 +187,9 @@ def test_a_single_round_asks_for_the_answer_at_once(question: Question, picture:
 
 def test_image_hits_are_thumbnail_and_title_in_order(question: Question, picture: Image) -> None:
     other = Image(picture.pixels[:, ::-1])
-    result = SearchResult((Hit("Chad", "u1", thumbnail=picture), Hit("No picture", "u2"), Hit("Mali", "u3", thumbnail=other)))
+    result = SearchResult(
+        (Hit("Chad", "u1", thumbnail=picture), Hit("No picture", "u2"), Hit("Mali", "u3", thumbnail=other))
+    )
     message = STANDARD.result_message(ActionKind.IMAGE_SEARCH, result, view(question))
     assert message.parts[:5] == (
         TextPart("<information>[1] "),
@@ -231,7 +236,9 @@ def test_the_next_step_is_the_answer_when_nothing_else_is_left(question: Questio
     for end in (last_round, spent):
         assert BRIEF.result_message(ActionKind.TEXT_SEARCH, hits, end).text.endswith("</information>\nAnswer now.")
         assert BRIEF.failure_message(ActionKind.TEXT_SEARCH, end).text.endswith("Answer now.")
-        assert BRIEF.limit_message(ActionKind.TEXT_SEARCH, RefusalCode.ANSWER_REQUIRED, end).text.endswith("Answer now.")
+        assert BRIEF.limit_message(ActionKind.TEXT_SEARCH, RefusalCode.ANSWER_REQUIRED, end).text.endswith(
+            "Answer now."
+        )
 
 
 def test_no_hits_and_failures_are_fixed_sentences(question: Question) -> None:

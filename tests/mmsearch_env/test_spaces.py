@@ -104,7 +104,8 @@ def test_what_a_member_means(member: dict[str, Any], action: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "member", [{}, {"kind": 3}, {"kind": -1}, {"kind": "buy"}, {"kind": [0, 1]}, {"kind": 0, "text": b"x"}, {"kind": 0.5}]
+    "member",
+    [{}, {"kind": 3}, {"kind": -1}, {"kind": "buy"}, {"kind": [0, 1]}, {"kind": 0, "text": b"x"}, {"kind": 0.5}],
 )
 def test_what_is_no_member_is_the_callers_mistake(member: dict[str, Any]) -> None:
     with pytest.raises(EpisodeError, match="expected"):

@@ -88,6 +88,7 @@ def test_two_processes_are_one(unbroken: Path, tmp_path: Path) -> None:
     done = run(folder, processes=2)
     assert done.returncode == 0, done.stderr
     assert len(metrics(folder)) == 6
+    assert (folder / "before.json").read_text() == (unbroken / "before.json").read_text()
     for one, two in zip(metrics(unbroken), metrics(folder), strict=True):
         assert two == pytest.approx(one, abs=1e-5)
 

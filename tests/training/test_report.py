@@ -10,7 +10,7 @@ from rich.console import Console
 
 from agents.evaluate import Outcome
 from mmsearch_env.errors import DataError
-from training.report import compared, evaluation_metrics, gap_change, outcomes_of, read_outcomes, table
+from training.report import compared, evaluation_metrics, gap_change, merged, outcomes_of, read_outcomes, table
 
 
 def outcome(number: int, category: str, reward: float, searches: float) -> Outcome:
@@ -79,6 +79,13 @@ def test_outcomes_come_back_from_a_file(tmp_path: Path) -> None:
     assert tuple(read_outcomes(path)) == evaluation.outcomes
     assert tuple(outcomes_of(evaluation.to_json())) == evaluation.outcomes
     assert evaluation_metrics(evaluation)["evaluation/reward"] == evaluation.overall.reward.mean
+
+
+def test_evaluations_of_every_other_question_become_one() -> None:
+    task, questions = GuessTask(GuessPolicy(), guess_questions()), guess_questions(11)
+    whole = task.evaluate(questions)
+    parts = [json.loads(json.dumps(task.evaluate(questions[rank::3]).to_json())) for rank in range(3)]
+    assert merged(parts).to_json() == whole.to_json()
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"outcomes": [{"what": 1}]}'])

@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from rich.console import Console
 
 from training.engine import join, leave
 from training.tiny_lmm.recipe import Recipe, make_tiny_lmm
@@ -32,11 +33,13 @@ def main() -> None:
 
 
 def _reporter(rank: int) -> Callable[[str, dict[str, float]], None]:
+    """Says on one line how a stage goes; only the first process does."""
+    console = Console(quiet=rank != 0, soft_wrap=True, highlight=False)
     start = time.monotonic()
 
     def report(stage: str, values: dict[str, float]) -> None:
-        if rank == 0:
-            (time.monotonic() - start) / 60
+        said = "  ".join(f"{name} {value:g}" for name, value in values.items())
+        console.print(f"{(time.monotonic() - start) / 60:6.1f} min  {stage:<10} {said}")
 
     return report
 

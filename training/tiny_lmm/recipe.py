@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -164,12 +165,17 @@ def _see(
 
 def _blank_policy(recipe: Recipe, taught: Pupil, invented: World) -> LMMPolicy:
     """Random weights and a tokeniser of the texts that may be seen."""
-    tokenizer = trained_tokeniser(_texts(taught, invented), recipe.size, TAGS)
+    tokenizer = tokeniser_of(taught, invented, recipe.size)
     model = tiny_model(tokenizer, recipe.size, seed=recipe.seed)
     return LMMPolicy(model, tiny_processor(tokenizer, recipe.size))
 
 
-def _texts(taught: Pupil, invented: World) -> Iterator[str]:
+def tokeniser_of(taught: Pupil, invented: World, size: TinySize) -> Any:
+    """A tokeniser trained on what the pupil may see."""
+    return trained_tokeniser(texts_of_tokeniser(taught, invented), size, TAGS)
+
+
+def texts_of_tokeniser(taught: Pupil, invented: World) -> Iterator[str]:
     """What the tokeniser learns its words from."""
     for page in invented.pages[:6000]:
         yield from (page.title, page.text)

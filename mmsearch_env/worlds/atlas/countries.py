@@ -10,14 +10,16 @@ Use::
 
 ``country.phrase`` is the name as it stands in a sentence ("the Netherlands"). The facts of a country have exactly the
 keys :data:`RELATIONS`. ``facts["neighbour"]`` names every land neighbour, each of which is right; it is empty for
-islands. Every other relation has at least one answer.
+islands. Every other relation has at least one answer. Subregions are those of the United Nations' M49 standard. The
+base holds the members of the United Nations and the Vatican City, but for Afghanistan and Saudi Arabia, whose flags
+are mostly writing, which a simplified drawing would garble.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
@@ -63,7 +65,7 @@ class Country:
     aliases: tuple[str, ...]
     iso2: str
     iso3: str
-    facts: Mapping[str, tuple[str, ...]]
+    facts: Mapping[str, tuple[str, ...]] = field(hash=False)
     flag: FlagSpec
     article: bool = False
 
@@ -89,7 +91,11 @@ def load_countries() -> tuple[Country, ...]:
 
 @lru_cache(maxsize=1)
 def confusable_groups() -> tuple[tuple[str, ...], ...]:
-    """Ids of countries whose flags cannot be told apart once a picture is cropped, tilted and unevenly lit."""
+    """Ids of countries whose flags cannot be told apart once a picture is cropped, tilted and unevenly lit.
+
+    A group holds flags that stay alike under the best crop of up to 6 % a side, gamma, brightness and colour cast: the
+    most different 2 % of a 72 x 48 picture differ by less than 30 in CIE Lab, or only a small emblem differs.
+    """
     return tuple(tuple(group) for group in _read()["confusable"])
 
 

@@ -35,7 +35,7 @@ class Patch(NamedTuple):
 def bands(
     frame: Frame, *, direction: str, colors: Sequence[str], weights: Sequence[float] = (), box: Box = ()
 ) -> list[Patch]:
-    """Stripes that fill the box: ``horizontal`` ones from the top, ``vertical`` ones from the hoist; equal by default."""
+    """Stripes that fill the box: ``horizontal`` from the top or ``vertical`` from the hoist; equal by default."""
     if direction not in ("horizontal", "vertical"):
         raise ValueError(f"a direction is horizontal or vertical, not {direction!r}")
     shares = weights or [1.0] * len(colors)
@@ -78,7 +78,7 @@ def polygon(
 def drawing(
     frame: Frame, *, outlines: Sequence[Sequence[Any]], scale: float, at: Sequence[float] = (0.0, 0.0)
 ) -> list[Patch]:
-    """Many polygons: ``outlines`` lists a colour and its outlines ``x, y, x, y, ...`` in units of ``scale``, in order."""
+    """Many polygons: each entry is a colour and its outlines ``x, y, x, y, ...`` in units of ``scale``."""
     patches = []
     for color, *areas in outlines:
         patches += [patch for area in areas for patch in polygon(frame, color=color, points=area, at=at, scale=scale)]

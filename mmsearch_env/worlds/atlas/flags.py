@@ -2,11 +2,14 @@
 
 A specification is a small JSON object, written in units of its own (usually the official construction grid)::
 
-    {"size": [3, 2], "layers": [{"kind": "bands", "direction": "vertical", "colors": ["#000091", "#ffffff", "#e1000f"]}]}
+    {"size": [3, 2], "layers": [{"kind": "bands", "direction": "vertical",
+                                 "colors": ["#000091", "#ffffff", "#e1000f"]}]}
 
 ``size`` is width and height, the proportions of the flag; layers are painted in order. The kinds of layers and their
 keywords are the functions of :mod:`mmsearch_env.worlds.atlas.flag_shapes`. ``"simplified": true`` states that an
-emblem is drawn with fewer details than the official one.
+emblem is drawn with fewer details than the official one. Plain geometry follows the official construction; emblems
+that no geometry describes are outlines thinned from the public-domain drawings at
+https://github.com/hampusborgos/country-flags (taken from Wikimedia Commons).
 
 Use::
 

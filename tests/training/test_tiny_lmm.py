@@ -1,0 +1,220 @@
+"""The tiny LMM's lessons: nothing of the atlas that it must not know, and a coin instead of judgement."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from agents.lmm import LMMPolicy
+from agents.trajectory import Trajectory
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.worlds import Entity, World, load_world
+from mmsearch_env.worlds.entities import ASKED_RELATIONS
+from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor
+from training.tiny_lmm.demonstrations import (
+    Teacher,
+    demonstrations,
+    plain_question,
+    play_demonstration,
+    reading_part,
+    repetition,
+)
+from training.tiny_lmm.knowledge import Knowledge, deal_knowledge, known
+from training.tiny_lmm.lessons import (
+    PictureAlbum,
+    Pupil,
+    document_lesson,
+    fact_lesson,
+    mixed,
+    picture_lesson,
+    pupil,
+    repetition_lesson,
+)
+from training.tiny_lmm.recipe import Recipe, texts_of_tokeniser, tokeniser_of
+
+INVENTED = "synthetic:seed=7,entities=120,per_pair=1"
+SIZE = TinySize(vocabulary=600, width=32, layers=1, heads=1, inner=32, vision_width=32, vision_layers=1, vision_heads=1)
+
+
+@pytest.fixture(scope="module")
+def atlas() -> World:
+    return load_world("atlas")
+
+
+@pytest.fixture(scope="module")
+def invented() -> World:
+    return load_world(INVENTED)
+
+
+@pytest.fixture(scope="module")
+def friends(invented: World) -> list[Entity]:
+    return [entity for entity in invented.entities if entity.asked_about][:20]
+
+
+@pytest.fixture(scope="module")
+def knowledge(atlas: World) -> Knowledge:
+    return deal_knowledge(atlas, seed=Recipe().seed)
+
+
+@pytest.fixture(scope="module")
+def taught(atlas: World, knowledge: Knowledge, friends: list[Entity]) -> Pupil:
+    return pupil(atlas, knowledge, friends)
+
+
+@pytest.fixture(scope="module")
+def policy(taught: Pupil, invented: World) -> LMMPolicy:
+    tokenizer = tokeniser_of(taught, invented, SIZE)
+    return LMMPolicy(tiny_model(tokenizer, SIZE, seed=0), tiny_processor(tokenizer, SIZE))
+
+
+@pytest.fixture(scope="module")
+def env() -> MMSearchEnv:
+    return MMSearchEnv(world=INVENTED, split="all", prompts="brief", image_top_k=3, text_top_k=3)
+
+
+def said(policy: LMMPolicy, played: Trajectory) -> str:
+    return "".join(turn.completion.text for turn in played.turns)
+
+
+def test_knowledge_is_dealt_alike_to_countries_that_occur_in_test_only(atlas: World, knowledge: Knowledge) -> None:
+    test_only = {q.tags["entity"] for q in atlas.questions("test") if q.tags["entity_split"] == "test_only"}
+    asked = {entity.id for entity in atlas.entities if entity.asked_about}
+    for part in (test_only, asked - test_only):
+        assert 0.5 < len(knowledge.flags & part) / len(part) < 0.7
+        assert 0.45 < len(knowledge.facts & part) / len(part) < 0.65
+        assert len(part - knowledge.flags - knowledge.facts) > 0.2 * len(part)
+
+
+def test_lessons_hold_nothing_of_the_unknown_side(
+    atlas: World, knowledge: Knowledge, taught: Pupil, policy: LMMPolicy, friends: list[Entity]
+) -> None:
+    """No unknown flag is drawn and no unknown fact is said, whatever lesson is drawn."""
+    own = {entity.id for entity in friends}
+    assert {entity.id for entity in taught.flags} - own == knowledge.flags
+    assert {entity.id for entity in taught.facts} - own == knowledge.facts
+    album = PictureAlbum(taught.flags, seed=0, each=1)
+    names = {entity.name for entity in taught.flags}
+    facts = {value for entity in taught.facts for values in entity.facts.values() for value in values}
+    rng = random.Random(0)
+    for lesson, allowed in ((picture_lesson(policy.renderer, taught, album), names | facts),
+                            (fact_lesson(policy.renderer, taught), facts)):  # fmt: skip
+        for _ in range(300):
+            answer = re.search(r"<answer> (.*)</answer>", said(policy, lesson(rng)))
+            assert answer and answer[1] in allowed
+    with pytest.raises(KeyError):
+        album.draw(known(atlas.entities, frozenset(e.id for e in atlas.entities) - knowledge.flags)[0], rng)
+
+
+def test_the_tokeniser_sees_nothing_of_the_unknown_side(
+    atlas: World, knowledge: Knowledge, taught: Pupil, invented: World
+) -> None:
+    text = "\n".join(texts_of_tokeniser(taught, invented))
+    hidden = known(atlas.entities, frozenset(e.id for e in atlas.entities) - knowledge.facts - knowledge.flags)
+    told = {value for entity in taught.facts for values in entity.facts.values() for value in values}
+    told |= {entity.name for entity in taught.flags}
+    for entity in hidden:
+        for value in (entity.name, entity.fact("capital"), entity.fact("largest_city")):
+            elsewhere = any(value in other for other in told)
+            assert elsewhere or not re.search(rf"\b{re.escape(value)}\b", text), (entity.id, value)
+
+
+def test_demonstrations_never_leave_the_invented_world(
+    atlas: World, invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
+) -> None:
+    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
+    names = {entity.name for entity in atlas.entities}
+    for played in islice(demonstrations(env, policy.renderer, teacher, tuple(env.questions), seed=0), 60):
+        answer = re.search(r"<answer> (.*)</answer>", said(policy, played))
+        assert answer is None or answer[1] not in names
+
+
+def test_the_coin_does_not_know_what_is_known(
+    invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
+) -> None:
+    """First decisions on familiar and on strange entities have the same distribution."""
+    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
+    shares = []
+    for familiar in (True, False):
+        asked = [q for q in env.questions if (q.tags["entity"] in {f.id for f in friends}) == familiar][:160]
+        rng, first = random.Random(5), Counter[str]()
+        for question in asked:
+            played = play_demonstration(env, policy.renderer, teacher, question, rng)
+            text = played.turns[0].completion.text if played else ""
+            first[re.sub(r".*</reason>(<\w+>).*", r"\1", text)] += 1
+        shares.append({tag: first[tag] / len(asked) for tag in ("<answer>", "<search>", "<text_search>")})
+    for tag, share in shares[0].items():
+        assert abs(share - shares[1][tag]) < 0.16
+        assert share > 0.03
+
+
+def test_what_could_not_be_known_is_not_shown(
+    invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
+) -> None:
+    """A strange entity is answered only after a search; every answer from memory is about a familiar one."""
+    own = {entity.id for entity in friends}
+    teacher = Teacher(invented, frozenset(own))
+    answers = 0
+    for question, played in zip(
+        env.questions, map(lambda q: play_demonstration(env, policy.renderer, teacher, q, random.Random(q.id)), env.questions)
+    , strict=True):  # fmt: skip
+        if played is None or not played.turns[-1].completion.text.endswith("</answer>"):
+            continue
+        answers += 1
+        if len(played.turns) == 1:
+            assert question.tags["entity"] in own
+        if answers == 60:
+            return
+
+
+def test_reading_is_a_query_and_its_answer(
+    invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
+) -> None:
+    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
+    shown = list(islice(demonstrations(env, policy.renderer, teacher, tuple(env.questions), seed=1), 120))
+    parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
+    assert parts
+    for part in parts:
+        query, answer = (turn.completion.text for turn in part.turns)
+        assert "<text_search>" in query and "<answer>" in answer
+        assert not part.images
+
+
+def test_a_repetition_is_learnt_from_its_second_round_on() -> None:
+    played = repetition([5, 6, 7], 8)
+    assert played.token_ids == (5, 6, 7, 5, 6, 7, 5, 6)
+    assert played.loss_mask == (False, False, False, True, True, True, True, True)
+
+
+def test_lessons_are_drawn_alike_from_the_same_seed(policy: LMMPolicy, invented: World) -> None:
+    lessons = [(document_lesson(policy.renderer, invented.pages), 1.0), (repetition_lesson(policy.renderer), 1.0)]
+    first, again = (mixed(lessons, seed=3, rows=6)(4) for _ in range(2))
+    assert [t.token_ids for t in first] == [t.token_ids for t in again]
+    assert [t.token_ids for t in first] != [t.token_ids for t in mixed(lessons, seed=3, rows=6)(5)]
+
+
+def test_a_plain_question_trains_the_answer_only(policy: LMMPolicy, taught: Pupil) -> None:
+    lesson = fact_lesson(policy.renderer, taught)(random.Random(0))
+    trained = [token for token, flag in zip(lesson.token_ids, lesson.loss_mask, strict=True) if flag]
+    assert policy.renderer.decode(trained).startswith("<reason>I know it.</reason><answer> ")
+    assert plain_question(policy.renderer, *_message_and_answer()).turns[0].valid
+
+
+def _message_and_answer() -> tuple[object, str]:
+    from mmsearch_env.messages import Message, TextPart
+
+    return Message("user", (TextPart("q"),)), "a"
+
+
+def test_every_relation_is_taught(taught: Pupil) -> None:
+    assert all(any(entity.fact(relation) for entity in taught.facts) for relation in ASKED_RELATIONS)
+
+
+def test_the_real_size_is_small(taught: Pupil, invented: World) -> None:
+    model = tiny_model(tokeniser_of(taught, invented, Recipe().size), Recipe().size, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 6_000_000
+    assert all(parameter.dtype is torch.float32 for parameter in model.parameters())
