@@ -14,9 +14,10 @@ STAMPS := $(VENV)/stamps
 
 # Settings may follow the recipe: make train ARGS="section.key=value ..."
 QUICKSTART ?= training/configs/quickstart.yaml
-HEADLINE ?= training.headline
 CHECKPOINT ?= agents/checkpoints/atlas-tiny
-PROCESSES ?= 2
+# Two processes of one thread each are faster here than one process of two threads.
+PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 2 ] && echo 2 || echo $$n)
+RUN = $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -56,13 +57,14 @@ $(STAMPS)/lint: $(STAMPS)/test setup.cfg pyproject.toml constraints.txt
 install: $(STAMPS)/train
 
 train: $(STAMPS)/train
-	$(BIN)/python -m training $(QUICKSTART) $(ARGS)
+	$(RUN) -m training $(QUICKSTART) $(ARGS)
 
 headline: $(STAMPS)/train
-	$(BIN)/python -m $(HEADLINE) $(ARGS)
+	$(BIN)/python -m training.headline --processes $(PROCESSES) $(ARGS)
 
 checkpoint: $(STAMPS)/test
-	$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m training.tiny_lmm $(CHECKPOINT) $(ARGS)
+	$(RUN) -m training.tiny_lmm $(CHECKPOINT) $(ARGS)
+	$(BIN)/python -m agents label --model $(CHECKPOINT) --split all
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest $(ARGS)

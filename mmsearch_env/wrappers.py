@@ -136,9 +136,11 @@ class ArrayObservations(gymnasium.ObservationWrapper[Any, Any, Any], RecordConst
             "found": text,
             "counters": spaces.Box(0.0, 1.0, (3,), np.float32),
         }
-        self._masked = isinstance(env.action_space, spaces.Discrete) and env.has_wrapper_attr("action_masks")
-        if self._masked:
-            arrays["action_mask"] = spaces.Box(0.0, 1.0, (int(env.action_space.n),), np.float32)
+        actions = env.action_space
+        self._masked = False
+        if isinstance(actions, spaces.Discrete) and env.has_wrapper_attr("action_masks"):
+            self._masked = True
+            arrays["action_mask"] = spaces.Box(0.0, 1.0, (int(actions.n),), np.float32)
         self.observation_space = spaces.Dict(arrays)
 
     def observation(self, observation: Any) -> dict[str, np.ndarray]:

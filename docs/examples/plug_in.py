@@ -27,8 +27,9 @@ def features(observation: dict[str, np.ndarray]) -> np.ndarray:
 def probabilities(weights: np.ndarray, seen: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(K,) softmax over the actions that mean something."""
     scores = np.where(mask > 0, weights @ seen, -np.inf)
-    powers = np.exp(scores - scores.max())
-    return powers / powers.sum()
+    powers: np.ndarray = np.exp(scores - scores.max())
+    chances: np.ndarray = powers / powers.sum()
+    return chances
 
 
 def play(env: gymnasium.Env[Any, Any], weights: np.ndarray, rng: np.random.Generator) -> tuple[float, Any, Any]:

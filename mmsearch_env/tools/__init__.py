@@ -33,12 +33,12 @@ def build_tool(kind: ActionKind, spec: str | Mapping[str, Any], world: World | N
     """
     settings = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = str(settings.pop("name", ""))
-    if kind not in _SEARCHES:
+    if kind not in _SEARCHES:  # before ActionKind(kind), which would accept "answer"
         raise ConfigError(f"tool: expected the kind {' or '.join(_SEARCHES)}, got {kind!r}")
     if name not in _BUILDERS:
         raise ConfigError(f"tool for {kind}: expected a name of {', '.join(tool_names())}, got {name!r}")
     try:
-        return _BUILDERS[name](kind, world, **settings)
+        return _BUILDERS[name](ActionKind(kind), world, **settings)
     except TypeError as error:
         raise ConfigError(f"tool {name!r} for {kind}: expected settings it knows, got {settings}; {error}") from error
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import PIL.Image
@@ -74,8 +75,8 @@ class QuestionPicture:
     seed: str
 
     def load(self) -> Image:
-        """The picture, of one of :data:`PICTURE_SIZES`."""
-        return disturbed(self.drawing, self.seed)
+        """The picture, of one of :data:`PICTURE_SIZES`; the last ones are kept, as a group plays one question often."""
+        return _kept(self.drawing, self.seed)
 
 
 def disturbed(drawing: Drawing, seed: str, disturbance: Disturbance = USUAL) -> Image:
@@ -87,6 +88,11 @@ def disturbed(drawing: Drawing, seed: str, disturbance: Disturbance = USUAL) -> 
     corners = _corners(rng, disturbance, clean.width / clean.height, width, height)
     scene = _laid_on(clean, ground, corners)
     return _saved(_lit(scene, rng, disturbance), rng, disturbance)
+
+
+@lru_cache(maxsize=1024)
+def _kept(drawing: Drawing, seed: str) -> Image:
+    return disturbed(drawing, seed)
 
 
 def picture_size(aspect: float) -> tuple[int, int]:

@@ -196,8 +196,21 @@ def union_jack(frame: Frame, *, box: Box = ()) -> list[Patch]:
 KINDS: Mapping[str, Callable[..., list[Patch]]] = {
     shape.__name__: shape
     for shape in (
-        bands, rect, polygon, drawing, disc, ring, crescent, stars, cross, saltire, line, teeth, chequer, union_jack
-    )  # fmt: skip
+        bands,
+        rect,
+        polygon,
+        drawing,
+        disc,
+        ring,
+        crescent,
+        stars,
+        cross,
+        saltire,
+        line,
+        teeth,
+        chequer,
+        union_jack,
+    )
 }
 """Every kind of layer by the name it has in a specification."""
 

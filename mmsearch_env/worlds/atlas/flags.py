@@ -20,7 +20,7 @@ Use::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -30,7 +30,7 @@ import PIL.ImageDraw
 
 from mmsearch_env.errors import DataError
 from mmsearch_env.images import Image
-from mmsearch_env.worlds.atlas.flag_shapes import KINDS, Frame, Patch
+from mmsearch_env.worlds.atlas.flag_shapes import KINDS, Frame, Patch, Point
 
 MAX_HEIGHT_PX = 2000
 """Tallest flag that is drawn, in pixels: supersampled it still is below a hundred million samples."""
@@ -53,7 +53,7 @@ class FlagSpec:
 
     width: float
     height: float
-    patches: tuple[Patch, ...]
+    patches: tuple[Patch, ...] = field(repr=False)
     simplified: bool = False
 
     @classmethod
@@ -90,11 +90,24 @@ def draw_flag(spec: FlagSpec, height_px: int) -> Image:
     canvas = PIL.Image.new("RGB", (width_px * samples, height_px * samples), "white")
     across, down = canvas.width / spec.width, canvas.height / spec.height
     brush = PIL.ImageDraw.Draw(canvas)
-    for patch in spec.patches:
-        # Pillow's coordinates name pixel centres, ours name pixel corners: hence the half pixel.
-        outline = [(x * across - 0.5, y * down - 0.5) for x, y in patch.outline]
-        brush.polygon(outline, fill=patch.color)
+    for color, outline in spec.patches:
+        _paint(brush, color, [(x * across, y * down) for x, y in outline])
     return Image(np.asarray(canvas.reduce(samples)))
+
+
+def _paint(brush: PIL.ImageDraw.ImageDraw, color: str, outline: list[Point]) -> None:
+    """Fill an outline given in samples, corner to corner."""
+    columns, rows = sorted({x for x, _ in outline}), sorted({y for _, y in outline})
+    steps = [(x0 == x1) != (y0 == y1) for (x0, y0), (x1, y1) in zip(outline, outline[1:] + outline[:1], strict=True)]
+    if len(outline) == 4 and len(columns) == len(rows) == 2 and all(steps):
+        # Pillow's polygons take in their edges; bands that meet must not.
+        left, right = (round(x) for x in columns)
+        top, bottom = (round(y) for y in rows)
+        if left < right and top < bottom:
+            brush.rectangle((left, top, right - 1, bottom - 1), fill=color)
+        return
+    # Pillow's coordinates name the middles of pixels, ours their corners: hence the half.
+    brush.polygon([(x - 0.5, y - 0.5) for x, y in outline], fill=color)
 
 
 def _patches(layer: Mapping[str, Any], frame: Frame, name: str) -> list[Patch]:
