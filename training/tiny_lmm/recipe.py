@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,12 @@ class Recipe:
     pictures_each: int = 24
     demonstrations: int = 7000
     rows: int = 40
-    seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=700, learning_rate=2e-3, warmup=50, decay_share=0.5))
+    seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=450, learning_rate=2e-3, warmup=50, decay_share=0.5))
     drills: SupervisedPlan = SupervisedPlan(
         updates=200, learning_rate=3e-3, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     learning: SupervisedPlan = SupervisedPlan(
-        updates=3000, learning_rate=3e-3, decay_share=0.6, token_budget=2048, observed_weight=0.4
+        updates=2600, learning_rate=3e-3, decay_share=0.6, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -130,7 +131,7 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     run.train(recipe.drills, mixed(drills, seed=stream, rows=recipe.rows), "drills")
     everything = [*knowing, *doing, *((lesson, weight * 0.1) for lesson, weight in drills)]
     run.train(recipe.learning, mixed(everything, seed=stream, rows=recipe.rows), "learning")
-    _save(policy, out, place)
+    _save(policy, recipe, out, place)
 
 
 def _pictured(world: World) -> list[Entity]:
@@ -251,8 +252,11 @@ def likely_share(policy: LMMPolicy, held_out: Sequence[Trajectory]) -> float:
     return round(good / len(held_out), 3)
 
 
-def _save(policy: LMMPolicy, folder: Path, place: Place) -> None:
-    """Weights in bfloat16, processor and tokeniser, as transformers stores them."""
+def _save(policy: LMMPolicy, recipe: Recipe, folder: Path, place: Place) -> None:
+    """Weights in bfloat16, processor, tokeniser and recipe; what transformers stores lies as transformers stores it."""
     if place.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         copy.deepcopy(policy.model).to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
         policy.renderer.processor.save_pretrained(folder)
+        text = json.dumps(asdict(recipe) | {"processes": place.world_size}, indent=1)
+        (folder / "recipe.json").write_text(text + "\n", encoding="utf-8")
