@@ -1,8 +1,8 @@
 """What a policy is worth on a set of questions.
 
-Accuracy, reward and searching are means over questions with 95 % intervals from a seeded bootstrap over questions
-(Efron 1979). Both of the paper's search ratios are reported: the share of questions searched at all, and calls over
-the two the fixed plan makes (arXiv 2506.20670, section 4.1 and table 1).
+Accuracy, reward and searching are means over questions with 95 % intervals (:mod:`agents.statistics`). Both of the
+paper's search ratios are reported: the share of questions searched at all, and calls over the two the fixed plan makes
+(arXiv 2506.20670, section 4.1 and table 1).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from agents.policy import Policy
 from agents.rollout import MakeEnv, RolloutLimits, rollout
+from agents.statistics import Estimate, contrast, mean
 from agents.trajectory import Trajectory
 from agents.workflows import ON_DEMAND, Workflow
 from mmsearch_env.questions import Question
@@ -25,21 +26,6 @@ SEARCH_REQUIRED = ("search_required", "image_required", "text_required", "both_r
 """Labels of questions that it answers only with a search: FVQA's one, and those measured here."""
 FIXED_PLAN_CALLS = 2
 """Searches the fixed plan makes for every question; the denominator of the call ratio."""
-_RESAMPLES = 2000
-Values = np.ndarray[Any, np.dtype[np.float64]]
-"""(N,) one number for each question."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over questions with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +64,7 @@ class Evaluation:
         by_category: over the questions of each category.
         search_gap: search ratio on search-required minus search-free questions; None without such labels.
         unplayed: questions that could not be played (unreadable picture, context too short).
+        truncated: episodes cut off from outside; they count as they stood.
         tool_errors: failed tool calls.
         outcomes: one row for each question, for tests of differences.
     """
@@ -87,13 +74,14 @@ class Evaluation:
     by_category: Mapping[str, Scores]
     search_gap: Estimate | None
     unplayed: int
+    truncated: int
     tool_errors: int
     outcomes: tuple[Outcome, ...]
     trajectories: tuple[Trajectory, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the trajectories, as plain data."""
-        data = {name: getattr(self, name) for name in ("workflow", "unplayed", "tool_errors")}
+        data = {name: getattr(self, name) for name in ("workflow", "unplayed", "truncated", "tool_errors")}
         return data | {
             "overall": asdict(self.overall),
             "by_category": {name: asdict(scores) for name, scores in self.by_category.items()},
@@ -108,15 +96,18 @@ class Outcome:
 
     Attributes:
         question_id: which.
+        cluster: what the question is about; questions about the same are no independent samples.
         category: its label.
         reward: the episode's return.
         accuracy: the answer metric.
         searched: 1 if there was any search.
         image_searches, text_searches: searches of each kind.
         valid: share of turns whose action the environment accepted.
+        truncated: 1 if the episode was cut off from outside.
     """
 
     question_id: str
+    cluster: str
     category: str
     reward: float
     accuracy: float
@@ -124,6 +115,7 @@ class Outcome:
     image_searches: float
     text_searches: float
     valid: float
+    truncated: float
 
     @property
     def calls(self) -> float:
@@ -165,6 +157,7 @@ def evaluate(
         by_category={name: scores([o for o in outcomes if o.category == name]) for name in categories},
         search_gap=search_gap(outcomes),
         unplayed=len(questions) - len(played),
+        truncated=sum(trajectory.truncated for _, trajectory in played),
         tool_errors=round(sum(trajectory.counts["n_tool_errors"] for _, trajectory in played)),
         outcomes=outcomes,
         trajectories=tuple(trajectory for _, trajectory in played),
@@ -173,9 +166,10 @@ def evaluate(
 
 def scores(outcomes: Sequence[Outcome]) -> Scores:
     """Means with intervals over ``outcomes``."""
+    clusters = [outcome.cluster for outcome in outcomes]
 
     def over(value: Callable[[Outcome], float]) -> Estimate:
-        return estimate([value(outcome) for outcome in outcomes])
+        return mean([value(outcome) for outcome in outcomes], clusters)
 
     return Scores(
         questions=len(outcomes),
@@ -192,32 +186,37 @@ def scores(outcomes: Sequence[Outcome]) -> Scores:
 
 def search_gap(outcomes: Sequence[Outcome]) -> Estimate | None:
     """Search ratio on questions that need searching minus on those that do not; None if one kind is missing."""
-    free = np.array([o.searched for o in outcomes if o.category == SEARCH_FREE])
-    required = np.array([o.searched for o in outcomes if o.category in SEARCH_REQUIRED])
-    if not len(free) or not len(required):
+    return gap_of([[outcome.searched for outcome in outcomes]], outcomes)
+
+
+def gap_of(values: Sequence[Sequence[float]], outcomes: Sequence[Outcome]) -> Estimate | None:
+    """Mean of ``values`` (S, N) on the search-required of ``outcomes`` minus on the search-free; None if a kind
+    is missing.
+    """
+    required = np.array([outcome.category in SEARCH_REQUIRED for outcome in outcomes])
+    free = np.array([outcome.category == SEARCH_FREE for outcome in outcomes])
+    if not required.any() or not free.any():
         return None
-    draws = _resampled(required) - _resampled(free)
-    return _between(float(required.mean() - free.mean()), draws)
+    clusters = [outcome.cluster for outcome in outcomes]
+    return contrast(np.asarray(values, dtype=np.float64), clusters, [(1.0, required), (-1.0, free)])
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of ``values`` and its bootstrap interval; not-a-number without values."""
-    array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    return _between(float(array.mean()), _resampled(array))
+def paired(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
+    """(before, after) for each question that both played, in the order of ``after``."""
+    earlier = {outcome.question_id: outcome for outcome in before}
+    return [(earlier[outcome.question_id], outcome) for outcome in after if outcome.question_id in earlier]
 
 
 def difference(before: Sequence[Outcome], after: Sequence[Outcome], value: Callable[[Outcome], float]) -> Estimate:
     """Mean of ``value`` after minus before over the questions both played, paired by question."""
-    earlier = {outcome.question_id: value(outcome) for outcome in before}
-    pairs = [value(outcome) - earlier[outcome.question_id] for outcome in after if outcome.question_id in earlier]
-    return estimate(pairs)
+    pairs = paired(before, after)
+    return mean([value(later) - value(earlier) for earlier, later in pairs], [later.cluster for _, later in pairs])
 
 
 def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
     return Outcome(
         question_id=question.id,
+        cluster=question.tags.get("entity", question.id),
         category=question.category,
         reward=trajectory.episode_return,
         accuracy=trajectory.success,
@@ -225,16 +224,5 @@ def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
         image_searches=trajectory.counts["n_image_search"],
         text_searches=trajectory.counts["n_text_search"],
         valid=sum(turn.valid for turn in trajectory.turns) / len(trajectory.turns),
+        truncated=float(trajectory.truncated),
     )
-
-
-def _resampled(values: Values) -> Values:
-    """Means of ``_RESAMPLES`` samples drawn with replacement."""
-    rng = np.random.default_rng(0)
-    means: Values = values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
-    return means
-
-
-def _between(mean: float, draws: Values) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(mean, float(low), float(high))

@@ -23,12 +23,12 @@ from transformers import AutoModelForImageTextToText
 
 from agents.engines.hf import HFSampler, SamplingLimits
 from agents.inputs import InputBuilder, Row
-from agents.policy import ContextOverflow, Reply, Request
+from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request
 from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason, Trajectory
-from mmsearch_env.errors import PolicyError
+from mmsearch_env.errors import ConfigError, ImageError, PolicyError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,12 +41,10 @@ class LoRASettings:
     Attributes:
         rank: r, the adapter's inner width.
         alpha: the update is scaled by alpha / rank.
-        dropout: on the adapter's input, as a fraction.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    dropout: float = 0.0
 
     @classmethod
     def stored(cls, folder: str | Path) -> Self:
@@ -57,7 +55,17 @@ class LoRASettings:
             raise PolicyError(
                 f"expected an adapter in {folder}, got {error}; give a folder made by save_adapter"
             ) from error
-        return cls(found.r, found.lora_alpha, found.lora_dropout)
+        return cls(found.r, found.lora_alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as the model is given it."""
+
+    request: Request
+    prompt: Prompt
+    row: Row
+    forced: tuple[int, ...]
 
 
 class LMMPolicy:
@@ -76,11 +84,16 @@ class LMMPolicy:
         self.model = model
         self.renderer = ChatRenderer(processor, system=system)
         self.limits = limits or SamplingLimits()
+        if max_context_tokens <= self.limits.max_new_tokens:
+            raise ConfigError(
+                f"max_context_tokens: expected more than max_new_tokens ({self.limits.max_new_tokens}), got "
+                f"{max_context_tokens}; no prompt would fit"
+            )
         self.max_context_tokens = max_context_tokens
         self.builder = InputBuilder(base_model(model), self.renderer)
         banned = self.renderer.control_ids - self.renderer.end_ids
         self.scorer = TokenScorer(model, banned)
-        self._sampler = HFSampler(model, self.renderer, self.builder, self.scorer.banned)
+        self._sampler = HFSampler(self.scorer, self.renderer, self.builder)
 
     @classmethod
     def load(
@@ -114,32 +127,43 @@ class LMMPolicy:
 
     # -- playing ------------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | ContextOverflow]:
+    def generate(self, requests: Sequence[Request]) -> list[Reply | CannotReply]:
         """One completion for each waiting episode; see :class:`agents.policy.Policy`."""
-        prompts = [self._prompt(request) for request in requests]
-        rows = [_row(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
-        room = self.max_context_tokens - self.limits.max_new_tokens
-        fits = [index for index, row in enumerate(rows) if len(row.token_ids) <= room]
-        said = {index: self._scripted(requests[index]) for index in fits if requests[index].script.is_whole}
-        free = [index for index in fits if index not in said]
+        asked = [self._asked(request) for request in requests]
+        said: dict[int, Completion] = {}
+        free: list[tuple[int, _Asked]] = []
+        for index, found in enumerate(asked):
+            if isinstance(found, CannotReply):
+                continue
+            if found.request.script.is_whole:
+                text = found.request.script.text
+                said[index] = Completion(text, (), (), FinishReason.STOP, found.forced)
+            else:
+                free.append((index, found))
         completions = self._sampler.sample(
-            [rows[index] for index in free],
-            [tuple(self.renderer.text_ids(requests[index].script.text)) for index in free],
-            [requests[index].seed for index in free],
+            [found.row for _, found in free],
+            [found.forced for _, found in free],
+            [found.request.seed for _, found in free],
             self.limits,
         )
-        said |= dict(zip(free, completions, strict=True))
+        said |= {index: completion for (index, _), completion in zip(free, completions, strict=True)}
         return [
-            Reply(said[index], prompt.token_ids, prompt.images)
-            if index in said
-            else ContextOverflow(f"expected at most {room} prompt tokens, got {len(rows[index].token_ids)}")
-            for index, prompt in enumerate(prompts)
+            found if isinstance(found, CannotReply) else Reply(said[index], found.prompt.token_ids, found.prompt.images)
+            for index, found in enumerate(asked)
         ]
 
-    def _scripted(self, request: Request) -> Completion:
-        """A turn of which nothing is sampled."""
-        text = request.script.text
-        return Completion(text, (), (), FinishReason.STOP, tuple(self.renderer.text_ids(text)))
+    def _asked(self, request: Request) -> _Asked | CannotReply:
+        """What the model is given for a request, if it can be given."""
+        try:
+            prompt = self._prompt(request)
+        except ImageError as error:
+            return CannotReply(UNREADABLE_PICTURE, str(error))
+        asked = _Asked(request, prompt, _row(request, prompt), tuple(self.renderer.text_ids(request.script.text)))
+        room = self.max_context_tokens - self.limits.max_new_tokens
+        length = len(asked.row.token_ids) + len(asked.forced)
+        if length > room:
+            return CannotReply(CONTEXT_FULL, f"expected at most {room} prompt tokens, got {length}")
+        return asked
 
     def _prompt(self, request: Request) -> Prompt:
         """What the new messages add to the tokens of the turns already played."""
@@ -208,7 +232,7 @@ def with_adapter(model: Any, lora: LoRASettings) -> Any:
     ]
     if not names:
         raise PolicyError("expected linear layers under a language model, got none; this architecture is not supported")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
     with warnings.catch_warnings():  # peft still asks the model by names that transformers has deprecated
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config, autocast_adapter_dtype=False)

@@ -40,13 +40,28 @@ class Reply:
     images: tuple[Image, ...] = ()
 
 
-class ContextOverflow(Exception):
-    """The conversation no longer fits the policy's context; the episode is cut off."""
+CONTEXT_FULL = "context_full"
+"""The conversation no longer fits the policy's context."""
+UNREADABLE_PICTURE = "unreadable_picture"
+"""The model's image processor refuses a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class CannotReply:
+    """Given in place of a reply; the episode is cut off, the others go on.
+
+    Attributes:
+        reason: a stable word, the episode's stop reason.
+        detail: what was expected and what came.
+    """
+
+    reason: str
+    detail: str
 
 
 class Policy(Protocol):
     """Maps waiting episodes to completions."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | ContextOverflow]:
-        """One reply for each request, in order; a ContextOverflow where the conversation has become too long."""
+    def generate(self, requests: Sequence[Request]) -> Sequence[Reply | CannotReply]:
+        """One reply for each request, in order; a CannotReply where there can be none."""
         ...

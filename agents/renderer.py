@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from agents.trajectory import Completion
-from mmsearch_env.errors import PolicyError
+from mmsearch_env.errors import ImageError, PolicyError
 from mmsearch_env.images import Image
 from mmsearch_env.messages import ImagePart, Message, TextPart
 
@@ -178,7 +178,10 @@ class ChatRenderer:
         """The slot of a picture; it depends on the picture's size only."""
         key = (image.width, image.height)
         if key not in self._slots:
-            encoded = self.processor(text=[self.image_slot], images=[[image.to_pil()]], add_special_tokens=False)
+            try:
+                encoded = self.processor(text=[self.image_slot], images=[[image.to_pil()]], add_special_tokens=False)
+            except ValueError as error:
+                raise ImageError(f"expected a picture that the model can take, got {image!r}: {error}") from error
             self._slots[key] = tuple(encoded["input_ids"][0])
             if len(self._slots) > _SLOT_CACHE_SIZE:
                 self._slots.popitem(last=False)

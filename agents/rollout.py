@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from agents.policy import ContextOverflow, Policy, Reply, Request
+from agents.policy import CannotReply, Policy, Reply, Request
 from agents.trajectory import Group, Trajectory, Turn
 from agents.workflows import ON_DEMAND, Workflow
 from mmsearch_env import aio
@@ -27,10 +28,10 @@ from mmsearch_env.questions import Question
 _log = logging.getLogger(__name__)
 
 MakeEnv = Callable[[], MMSearchEnv]
-CONTEXT_FULL = "context_full"
-"""Stop reason of an episode cut off because the policy's context was full."""
 UNUSABLE = "unusable_question"
 """Stop reason of an episode that could not begin because its question's picture cannot be read."""
+CUT = "cut"
+"""Stop reason of an episode that the environment cut off without saying why."""
 COUNTS = ("n_image_search", "n_text_search", "n_tool_errors", "n_malformed")
 """The environment's counters kept in a trajectory."""
 
@@ -78,7 +79,10 @@ def rollout(
         One group for each question, in order. A failed tool never ends a rollout; it is counted in the trajectory.
     """
     limits = limits or RolloutLimits()
-    return aio.run(_rollout(policy, make_env, questions, group_size, seed, workflow, limits, on_episode))
+    try:
+        return aio.run(_rollout(policy, make_env, questions, group_size, seed, workflow, limits, on_episode))
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
 
 
 async def _rollout(
@@ -93,6 +97,7 @@ async def _rollout(
 ) -> list[Group]:
     jobs = [(position, member) for position in range(len(questions)) for member in range(group_size)]
     remaining = iter(list(enumerate(jobs)))
+    earlier = _times_before(questions)
     done: dict[tuple[int, int], Trajectory] = {}
     seats = min(limits.live_episodes, len(jobs))
     table = _Table(policy, limits, seats)
@@ -102,7 +107,7 @@ async def _rollout(
         env = make_env()
         try:
             for number, (position, member) in remaining:
-                episode_seed = _seed_of(seed, questions[position], member)
+                episode_seed = _seed_of(seed, questions[position], earlier[position], member)
                 trajectory = await _play(env, table, number, questions[position], episode_seed, workflow)
                 done[position, member] = trajectory
                 on_episode(trajectory)
@@ -135,12 +140,13 @@ async def _play(
         script = workflow.script(len(turns))
         request = Request(env.conversation, env.new_messages, tuple(turns), _draw(seeds, 1 + len(turns)), script)
         reply = await table.reply(number, request)
-        if isinstance(reply, ContextOverflow):
-            return _trajectory(env, turns, info, CONTEXT_FULL) if turns else _unplayed(question, CONTEXT_FULL)
+        if isinstance(reply, CannotReply):
+            _log.info("question %s was cut off: %s", question.id, reply.detail)
+            return _trajectory(env, turns, info, reply.reason) if turns else _unplayed(question, reply.reason)
         _, reward, terminated, truncated, info = await env.astep(reply.completion.text)
         turns.append(_turn(reply, reward, info))
         if truncated:
-            return _trajectory(env, turns, info, str(info["stop_reason"]))
+            return _trajectory(env, turns, info, str(info["stop_reason"]) or CUT)
     return _trajectory(env, turns, info, "")
 
 
@@ -151,12 +157,12 @@ class _Table:
         self._policy = policy
         self._limits = limits
         self._seats = seats
-        self._waiting: dict[int, tuple[Request, asyncio.Future[Reply | ContextOverflow]]] = {}
+        self._waiting: dict[int, tuple[Request, asyncio.Future[Reply | CannotReply]]] = {}
         self._changed = asyncio.Event()
 
-    async def reply(self, number: int, request: Request) -> Reply | ContextOverflow:
+    async def reply(self, number: int, request: Request) -> Reply | CannotReply:
         """The policy's reply to episode ``number``."""
-        future: asyncio.Future[Reply | ContextOverflow] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply | CannotReply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = (request, future)
         self._changed.set()
         return await future
@@ -194,9 +200,30 @@ class _Table:
                 await asyncio.wait_for(self._changed.wait(), left)
 
 
-def _seed_of(seed: int, question: Question, member: int) -> np.random.SeedSequence:
-    """What seeds an episode; the question's own id and not its place, so that any division of labour plays alike."""
-    return np.random.SeedSequence([seed, zlib.crc32(question.id.encode()), member])
+def _seed_of(seed: int, question: Question, earlier: int, member: int) -> np.random.SeedSequence:
+    """What seeds an episode: the question's own id and not its place, so that processes may share the work anyhow.
+
+    ``earlier`` counts how often the question came before, so that a repeated one is played afresh.
+    """
+    return np.random.SeedSequence([seed, zlib.crc32(question.id.encode()), earlier, member])
+
+
+def _times_before(questions: Sequence[Question]) -> list[int]:
+    """For each position, how often its question stands at earlier ones."""
+    seen: Counter[str] = Counter()
+    times = []
+    for question in questions:
+        times.append(seen[question.id])
+        seen[question.id] += 1
+    return times
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first: every episode of a rollout fails alike, and one error says more than hundreds."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _draw(seeds: np.random.SeedSequence, turn: int) -> int:

@@ -33,7 +33,9 @@ class TokenScorer(nn.Module):
         """Args: model: image-text-to-text model, adapter included; banned_ids: tokens that are never sampled."""
         super().__init__()
         self.model = model
-        self.register_buffer("banned", torch.tensor(sorted(banned_ids), dtype=torch.long), persistent=False)
+        device = next(model.parameters()).device
+        banned = torch.tensor(sorted(banned_ids), dtype=torch.long, device=device)
+        self.register_buffer("banned", banned, persistent=False)
 
     def forward(self, inputs: Mapping[str, Any], loss_mask: Tensor, temperature: float = 1.0) -> TokenScores:
         """Score the tokens where ``loss_mask`` (B, T) is True; ``inputs`` come from ``LMMPolicy.forward_inputs``."""

@@ -73,7 +73,7 @@ class Trajectory:
 
     Attributes:
         question_id: which question was played.
-        turns: the turns, at least one.
+        turns: the turns; none when the episode could not begin.
         terminated: ended by a rule of the task.
         truncated: cut off from outside (context budget, time limit).
         stop_reason: the environment's word for the end, or the rollout's for a cut.

@@ -40,6 +40,10 @@ async def ask(tool: SearchTool, query: Query, *, top_k: int, timeout_s: float) -
         error: ToolError = ToolTimeout(f"{tool.name}: expected a reply within {timeout_s:g} s, got none")
     except ToolError as raised:
         error = raised
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise  # somebody cancels the episode, not the tool itself
+        error = ToolError(f"{tool.name}: expected a result, got a cancelled search", code="cancelled")
     except Exception as raised:  # noqa: BLE001  whatever a tool does wrong is a failed search, recorded as such
         error = ToolError(f"{tool.name}: expected a result, got {type(raised).__name__}: {raised}", code="tool_error")
         _log.warning("%s", error, exc_info=raised)

@@ -47,7 +47,7 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     settings = config.policy
     policy = LMMPolicy.load(
         model_path(settings),
-        lora=LoRASettings(rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout),
+        lora=LoRASettings(rank=settings.lora_rank, alpha=settings.lora_alpha),
         dtype=settings.dtype,
         device=str(device),
         seed=config.seed,

@@ -62,7 +62,6 @@ class PolicyConfig:
         32.0
     )
     adapter: Annotated[str, About('Folder of an adapter to start from; "" starts from a fresh one.')] = ""
-    lora_dropout: Annotated[float, About("Dropout on the adapter's input.", "share", low=0, high=0.9)] = 0.0
     system: Annotated[str, About("System message put before every conversation.")] = ""
 
 

@@ -8,6 +8,7 @@ kept, so the same command goes on after an interruption.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -16,26 +17,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from agents.evaluate import Outcome, evaluate
+from agents.evaluate import evaluate
+from agents.lmm import LMMPolicy
 from agents.workflows import DIRECT, FIXED_RAG, ON_DEMAND, Workflow
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import DataError, MMSearchError
+from mmsearch_env.questions import Question
+from training.checkpoint import write_text
 from training.claims import UNTRAINED, Claim, Played, claims
 from training.compose import build_policy, env_keywords, evaluation_questions
 from training.config import RunConfig
 from training.config_file import read_config
 from training.engine import join, leave
-from training.folder import Folder
+from training.folder import Folder, identity
 from training.report import outcomes_of
 
-_PLANS: tuple[tuple[str, tuple[Workflow, ...]], ...] = (
-    (UNTRAINED, (ON_DEMAND, DIRECT, FIXED_RAG)),
-    ("trained", (ON_DEMAND, FIXED_RAG)),
-)
+_UNTRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, DIRECT, FIXED_RAG)
+_TRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, FIXED_RAG)
 _SEED = 20_26
 
 
@@ -71,10 +74,12 @@ def _headline(options: argparse.Namespace, console: Console) -> bool:
         played = _play(options.folder, configs, console)
     finally:
         leave()
-    found = claims(played)
+    asked = evaluation_questions(configs[options.seeds[0]])
+    novel = frozenset(question.id for question in asked if question.tags.get("entity_split") == "test_only")
+    found = claims(played, test_only=novel)
     console.print(_table(found))
     result = options.folder / "headline.json"
-    result.write_text(json.dumps([claim.to_json() for claim in found], indent=1) + "\n", encoding="utf-8")
+    write_text(result, json.dumps([claim.to_json() for claim in found], indent=1) + "\n")
     console.print(f"written to {result}", highlight=False)
     return all(claim.holds for claim in found)
 
@@ -101,30 +106,58 @@ def _train(options: argparse.Namespace, seed: int, config: RunConfig) -> None:
 
 
 def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Played:
-    """Every workflow with every set of weights, from file where it has been played already."""
+    """Every workflow with every set of weights, from file where these very weights have played it already."""
     first = next(iter(configs.values()))
     questions = evaluation_questions(first)
     policy = build_policy(first, device=join().device)
+    policy.limits = replace(policy.limits, temperature=first.evaluation.temperature)
     played: Played = {}
-    for kind, workflows in _PLANS:
-        for name in [UNTRAINED] if kind == UNTRAINED else [f"seed-{seed}" for seed in configs]:
-            if name != UNTRAINED:
-                policy.load_adapter(Folder(folder / name).adapter)
-            for workflow in workflows:
-                path = folder / f"{name}-{workflow.name}.json"
-                if not path.exists():
-                    settings = {**env_keywords(first.env), **workflow.rules, "questions": questions}
-                    policy.limits = replace(policy.limits, temperature=first.evaluation.temperature)
-                    make_env = partial(MMSearchEnv, **settings)
-                    with console.status(f"{name} under {workflow.name}: {len(questions)} questions"):
-                        found = evaluate(policy, make_env, questions, seed=_SEED, workflow=workflow)
-                    path.write_text(json.dumps(found.to_json()) + "\n", encoding="utf-8")
-                played[name, workflow.name] = _outcomes(path)
+    for name in (UNTRAINED, *(f"seed-{seed}" for seed in configs)):
+        if name != UNTRAINED:
+            policy.load_adapter(Folder(folder / name).adapter)
+        for workflow in _UNTRAINED_PLANS if name == UNTRAINED else _TRAINED_PLANS:
+            made_of = _made_of(first, policy, questions)
+            path = folder / f"{name}-{workflow.name}.json"
+            found = _kept(path, made_of)
+            if found is None:
+                with console.status(f"{name} under {workflow.name}: {len(questions)} questions"):
+                    found = _played(first, policy, questions, workflow)
+                write_text(path, json.dumps({"made_of": made_of, **found}) + "\n")
+            played[name, workflow.name] = tuple(outcomes_of(found))
     return played
 
 
-def _outcomes(path: Path) -> tuple[Outcome, ...]:
-    return tuple(outcomes_of(json.loads(path.read_text(encoding="utf-8"))))
+def _played(config: RunConfig, policy: LMMPolicy, questions: Sequence[Question], workflow: Workflow) -> dict[str, Any]:
+    """One evaluation as plain data. Raises DataError when not every question was played to its end."""
+    make_env = partial(MMSearchEnv, **{**env_keywords(config.env), **workflow.rules})
+    found = evaluate(policy, make_env, questions, seed=_SEED, workflow=workflow)
+    if found.unplayed or found.truncated:
+        raise DataError(
+            f"{workflow.name}: expected every question to be played to its end, got {found.unplayed} unplayed and "
+            f"{found.truncated} cut off; raise rollout.max_context_tokens"
+        )
+    return found.to_json()
+
+
+def _made_of(config: RunConfig, policy: LMMPolicy, questions: Sequence[Question]) -> str:
+    """A digest of all that an evaluation depends on: settings, weights, questions and their labels."""
+    state = hashlib.sha256(
+        json.dumps([identity(config)["env"], config.evaluation.temperature], sort_keys=True).encode()
+    )
+    for question in questions:
+        state.update(repr((question.id, question.text, question.answers, question.category)).encode())
+    for name, parameter in sorted(policy.model.named_parameters()):
+        state.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+    return state.hexdigest()
+
+
+def _kept(path: Path, made_of: str) -> dict[str, Any] | None:
+    """An evaluation from file, if it is readable and of these weights and questions."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found.get("made_of") == made_of else None
 
 
 def _table(found: Sequence[Claim]) -> Table:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from mmsearch_env.errors import DataError
 from training.algorithms import Algorithm
 from training.batch import Example, TokenBatch, collate, micro_batches
 from training.engine import Engine
@@ -80,7 +79,6 @@ class Learner:
     def update(
         self,
         prepared: Sequence[tuple[tuple[Example, ...], TokenBatch]],
-        spare: Example | None,
         record: LearningRecord,
         *,
         learning_rate: float,
@@ -90,7 +88,6 @@ class Learner:
 
         Args:
             prepared: this rank's micro-batches; may be fewer than another rank's, or none.
-            spare: any example of this rank, for backward calls that must be made and add nothing; None if it has none.
             record: what is learnt about the update is added here.
             learning_rate: of this step.
             measure_gap: whether no update of this iteration has been applied yet.
@@ -111,7 +108,7 @@ class Learner:
             if measure_gap:
                 record.measure_gap(scores, batch)
         for _ in range(len(prepared), rounds):
-            self._backward_nothing(spare)
+            self._backward_nothing()
         return self.engine.step(learning_rate)
 
     def metrics(self, record: LearningRecord) -> dict[str, float]:
@@ -135,15 +132,10 @@ class Learner:
             "optimiser/tokens": counts["passed"],
         }
 
-    def _backward_nothing(self, spare: Example | None) -> None:
+    def _backward_nothing(self) -> None:
         """A backward call of loss 0: ranks with more micro-batches make theirs together with this one."""
-        if spare is None:
-            raise DataError(
-                "expected at least one playable question on every rank, got none; mend or drop the questions"
-            )
-        batch = self._scored_by_reference(self._collated([spare]))
-        scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
-        self.engine.backward(0.0 * self.algorithm.loss(scores, batch, token_count=1.0).loss)
+        nothing = torch.stack([0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()])
+        self.engine.backward(nothing.sum())
 
     def _collated(self, examples: Sequence[Example]) -> TokenBatch:
         return collate(examples, self.policy, device=self.engine.place.device)

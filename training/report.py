@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from agents.evaluate import SEARCH_FREE, SEARCH_REQUIRED, Estimate, Evaluation, Outcome, difference, scores, search_gap
+from agents.evaluate import Evaluation, Outcome, difference, gap_of, paired, scores, search_gap
+from agents.statistics import Estimate
 from mmsearch_env.errors import DataError
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +56,13 @@ def compared(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Line]:
 
 
 def gap_change(before: Sequence[Outcome], after: Sequence[Outcome]) -> Estimate | None:
-    """How much the search gap has grown, paired by question, with a bootstrap interval over questions.
+    """How much the search gap has grown, paired by question.
 
     The gap is the search ratio on search-required minus that on search-free questions. None if a kind is missing.
     """
-    earlier = {outcome.question_id: outcome.searched for outcome in before}
-    changes = [
-        (outcome.category, outcome.searched - earlier[outcome.question_id])
-        for outcome in after
-        if outcome.question_id in earlier
-    ]
-    free = np.array([change for category, change in changes if category == SEARCH_FREE])
-    required = np.array([change for category, change in changes if category in SEARCH_REQUIRED])
-    if not len(free) or not len(required):
-        return None
-    rng = np.random.default_rng(0)
-    draws = [side[rng.integers(len(side), size=(_RESAMPLES, len(side)))].mean(axis=1) for side in (required, free)]
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    return Estimate(float(required.mean() - free.mean()), float(low), float(high))
+    pairs = paired(before, after)
+    changes = [later.searched - earlier.searched for earlier, later in pairs]
+    return gap_of([changes], [later for _, later in pairs])
 
 
 def table(lines: Sequence[Line], *, questions: int) -> Table:
@@ -120,6 +108,7 @@ def merged(parts: Sequence[Mapping[str, Any]]) -> Evaluation:
         by_category={name: scores([item for item in outcomes if item.category == name]) for name in categories},
         search_gap=search_gap(outcomes),
         unplayed=sum(int(part["unplayed"]) for part in parts),
+        truncated=sum(int(part["truncated"]) for part in parts),
         tool_errors=sum(int(part["tool_errors"]) for part in parts),
         outcomes=outcomes,
         trajectories=(),

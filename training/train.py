@@ -159,13 +159,11 @@ def _learn(
     """
     config, record, first_update = run.config, LearningRecord.of(run.algorithm), counters.updates
     updates = [run.learner.prepare(examples) for examples in _updates(run, credited)]
-    spare = next((example for examples in credited.values() for example in examples), None)
     rates, norms = learning_rate_of(config), list[float]()
     for _ in range(config.algorithm.epochs):
         for prepared in updates:
             norm = run.learner.update(
                 prepared,
-                spare,
                 record,
                 learning_rate=rates.at(counters.updates),
                 measure_gap=counters.updates == first_update,

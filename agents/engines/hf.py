@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transformers import DynamicCache
 
 from agents.inputs import InputBuilder, Row
 from agents.renderer import ChatRenderer
-from agents.scorer import allowed_logits, base_model
+from agents.scorer import TokenScorer, allowed_logits, base_model
 from agents.trajectory import Completion, FinishReason
 
 STOP_TAGS = ("</search>", "</text_search>", "</answer>")
@@ -43,13 +42,12 @@ class SamplingLimits:
 class HFSampler:
     """Samples completions from a transformers model."""
 
-    def __init__(self, model: Any, renderer: ChatRenderer, builder: InputBuilder, banned: Tensor) -> None:
-        """Args: model: with or without adapter wrapper; banned: tokens that are never sampled."""
-        self._model = model
+    def __init__(self, scorer: TokenScorer, renderer: ChatRenderer, builder: InputBuilder) -> None:
+        """Args: scorer: holds the model and the tokens that are never sampled, on whatever device it is moved to."""
+        self._scorer = scorer
         self._renderer = renderer
         self._builder = builder
-        self._banned = banned
-        self._ending = self._tokens_that_may_end_a_tag()
+        self._ending: dict[tuple[str, ...], frozenset[int]] = {}
 
     @torch.no_grad()
     def sample(
@@ -58,12 +56,12 @@ class HFSampler:
         """One completion for each row. ``forced`` tokens follow a row's own and count as said but not sampled."""
         if not rows:
             return []
-        was_training = self._model.training
-        self._model.eval()
+        was_training = self._scorer.training
+        self._scorer.eval()
         try:
             drawn = self._decode(rows, forced, seeds, limits)
         finally:
-            self._model.train(was_training)
+            self._scorer.train(was_training)
         return [
             Completion(self._renderer.decode([*start, *ids]), tuple(ids), tuple(logprobs), reason, tuple(start))
             for start, (ids, logprobs, reason) in zip(forced, drawn, strict=True)
@@ -75,7 +73,7 @@ class HFSampler:
         streams = np.stack([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
         full = [Row((*row.token_ids, *start), row.images) for row, start in zip(rows, forced, strict=True)]
         inputs = self._builder.build(full, padding="left")
-        network = base_model(self._model)
+        network = base_model(self._scorer.model)
         cache = DynamicCache(config=network.config.get_text_config())
         mask, places = inputs["attention_mask"], inputs["position_ids"]
         hidden = network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
@@ -114,7 +112,7 @@ class HFSampler:
 
     def _draw(self, logits: Tensor, uniforms: np.ndarray, temperature: float) -> tuple[Tensor, Tensor]:
         """One token for each row (B,) and its log-probability (B,), by inverting the cumulative distribution."""
-        scores = allowed_logits(logits.float(), self._banned, temperature or 1.0).log_softmax(-1)
+        scores = allowed_logits(logits.float(), self._scorer.banned, temperature or 1.0).log_softmax(-1)
         if temperature == 0:
             tokens = scores.argmax(-1)
         else:
@@ -126,13 +124,17 @@ class HFSampler:
     def _has_ended(self, forced: Sequence[int], ids: Sequence[int], stop_tags: Sequence[str]) -> bool:
         if ids[-1] in self._renderer.end_ids:
             return True
-        if ids[-1] not in self._ending:
+        if ids[-1] not in self._tokens_that_may_end(tuple(stop_tags)):
             return False
         tail = self._renderer.decode([*forced, *ids][-24:])
         return any(tag in tail for tag in stop_tags)
 
-    def _tokens_that_may_end_a_tag(self) -> frozenset[int]:
+    def _tokens_that_may_end(self, stop_tags: tuple[str, ...]) -> frozenset[int]:
         """Tokens whose text holds the last character of a stop tag; only after these is the text looked at."""
-        tokenizer = self._renderer.tokenizer
-        last = {tag[-1] for tag in STOP_TAGS}
-        return frozenset(i for i in range(len(tokenizer)) if last & set(tokenizer.decode([i])))
+        if stop_tags not in self._ending:
+            tokenizer = self._renderer.tokenizer
+            last = {tag[-1] for tag in stop_tags}
+            self._ending[stop_tags] = frozenset(
+                token for token in range(len(tokenizer)) if last & set(tokenizer.decode([token]))
+            )
+        return self._ending[stop_tags]

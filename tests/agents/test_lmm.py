@@ -13,10 +13,10 @@ from families import adapted_policy, noise
 
 from agents.engines.hf import SamplingLimits
 from agents.lmm import LMMPolicy, LoRASettings
-from agents.policy import ContextOverflow, Reply, Request
+from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request
 from agents.trajectory import FinishReason, Trajectory, Turn
 from agents.workflows import FREE, Script
-from mmsearch_env.errors import PolicyError
+from mmsearch_env.errors import ConfigError, PolicyError
 from mmsearch_env.messages import ImagePart, Message, TextPart
 
 
@@ -155,8 +155,23 @@ def test_too_long_a_conversation_overflows_alone() -> None:
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=4), max_context_tokens=60)
     long, short = said("word " * 80), said("hi")
     cut, fine = policy.generate([Request((), (message,), (), seed=0) for message in (long, short)])
-    assert isinstance(cut, ContextOverflow)
+    assert isinstance(cut, CannotReply)
+    assert cut.reason == CONTEXT_FULL
     assert isinstance(fine, Reply)
+
+
+def test_a_picture_the_model_refuses_is_cut_off_alone(policy: LMMPolicy) -> None:
+    """The families' processors refuse extreme proportions; the others in the batch still get their reply."""
+    odd, fine = said("look", noise(8, 6, 1800)), said("look", noise(9, 84, 56))
+    cut, reply = policy.generate([Request((), (message,), (), seed=0) for message in (odd, fine)])
+    assert isinstance(cut, CannotReply)
+    assert cut.reason == UNREADABLE_PICTURE
+    assert isinstance(reply, Reply)
+
+
+def test_a_context_without_room_for_a_prompt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected more than max_new_tokens"):
+        adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=64), max_context_tokens=64)
 
 
 def test_the_reference_is_the_model_without_its_adapter(policy: LMMPolicy) -> None:

@@ -12,13 +12,13 @@ from families import adapted_policy, noise
 
 from agents.engines.hf import SamplingLimits
 from agents.evaluate import difference, evaluate
-from agents.policy import ContextOverflow, Reply, Request
-from agents.rollout import CONTEXT_FULL, UNUSABLE, RolloutLimits, rollout
+from agents.policy import CONTEXT_FULL, CannotReply, Reply, Request
+from agents.rollout import UNUSABLE, RolloutLimits, rollout
 from agents.scripted import ScriptedPolicy, random_policy
 from agents.trajectory import Trajectory
 from agents.workflows import DIRECT, FIXED_RAG, Workflow
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.errors import ImageError, ToolUnavailable
+from mmsearch_env.errors import ConfigError, ImageError, PolicyError, ToolUnavailable
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools import Query, SearchResult
@@ -106,9 +106,12 @@ def test_a_broken_picture_costs_one_episode_only(questions: QuestionSet, caplog:
 class Overflowing(ScriptedPolicy):
     """Its context is full from the second turn on."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | ContextOverflow]:  # type: ignore[override]
+    def generate(self, requests: Sequence[Request]) -> list[Reply | CannotReply]:  # type: ignore[override]
         replies = super().generate(requests)
-        return [ContextOverflow() if request.turns else reply for request, reply in zip(requests, replies, strict=True)]
+        return [
+            CannotReply(CONTEXT_FULL, "full") if request.turns else reply
+            for request, reply in zip(requests, replies, strict=True)
+        ]
 
 
 def test_a_full_context_truncates(questions: QuestionSet) -> None:
@@ -117,6 +120,38 @@ def test_a_full_context_truncates(questions: QuestionSet) -> None:
     assert played.truncated and not played.terminated
     assert played.stop_reason == CONTEXT_FULL
     assert len(played.turns) == 1
+
+
+def test_what_goes_wrong_arrives_as_itself(questions: QuestionSet) -> None:
+    """One error, not a group of as many as there are episodes."""
+
+    class Dying(ScriptedPolicy):
+        def generate(self, requests: Sequence[Request]) -> list[Reply]:
+            raise PolicyError("expected weights, got none")
+
+    with pytest.raises(PolicyError, match="expected weights"):
+        rollout(Dying(reader), make_env, questions, group_size=2, seed=0)
+    with pytest.raises(ConfigError, match="nowhere"):
+        rollout(ScriptedPolicy(reader), lambda: make_env(split="nowhere"), questions, group_size=2, seed=0)
+
+
+def test_a_question_that_comes_twice_is_played_afresh(questions: QuestionSet) -> None:
+    policy = random_policy([str(n) for n in range(1000)], ["capital"])
+    groups = rollout(policy, make_env, [questions[0]] * 4, group_size=2, seed=0)
+    said = {"".join(turn.completion.text for turn in t.turns) for group in groups for t in group.trajectories}
+    assert len(said) > 5
+
+
+class Cancelling:
+    """A tool whose search is cancelled by somebody else, as a shared request is when its first asker gives up."""
+
+    name = "cancelling"
+
+    async def search(self, query: Query, *, top_k: int) -> SearchResult:
+        raise asyncio.CancelledError
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
 
 
 class Failing:
@@ -132,12 +167,13 @@ class Failing:
         """Nothing to free."""
 
 
-def test_a_failed_tool_is_counted_and_free(questions: QuestionSet) -> None:
+@pytest.mark.parametrize("tool", ["failing", "cancelling"])
+def test_a_failed_tool_is_counted_and_free(questions: QuestionSet, tool: str) -> None:
     (group,) = rollout(
         ScriptedPolicy(
             lambda request: reader(request) if len(request.turns) == 0 else "<reason>r</reason><answer>x</answer>"
         ),
-        lambda: make_env(tools=Failing()),
+        lambda: make_env(tools=Failing() if tool == "failing" else Cancelling()),
         questions[:1],  # type: ignore[arg-type]
         group_size=1,
         seed=0,

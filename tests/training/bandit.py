@@ -144,6 +144,7 @@ class GuessTask:
             by_category={kind: scores([o for o in outcomes if o.category == kind]) for kind in kinds},
             search_gap=search_gap(outcomes),
             unplayed=0,
+            truncated=0,
             tool_errors=0,
             outcomes=outcomes,
             trajectories=played,
@@ -191,6 +192,7 @@ def guess_questions(count: int = 12) -> list[Question]:
 def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
     return Outcome(
         question_id=question.id,
+        cluster=question.id,
         category=question.category,
         reward=trajectory.episode_return,
         accuracy=trajectory.success,
@@ -198,4 +200,5 @@ def _outcome(question: Question, trajectory: Trajectory) -> Outcome:
         image_searches=0.0,
         text_searches=trajectory.counts["n_text_search"],
         valid=1.0,
+        truncated=0.0,
     )

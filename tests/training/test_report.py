@@ -16,6 +16,7 @@ from training.report import compared, evaluation_metrics, gap_change, merged, ou
 def outcome(number: int, category: str, reward: float, searches: float) -> Outcome:
     return Outcome(
         question_id=str(number),
+        cluster=str(number),
         category=category,
         reward=reward,
         accuracy=float(reward > 0.5),
@@ -23,6 +24,7 @@ def outcome(number: int, category: str, reward: float, searches: float) -> Outco
         image_searches=0.0,
         text_searches=searches,
         valid=1.0,
+        truncated=0.0,
     )
 
 

@@ -70,7 +70,9 @@ def test_small_forward_passes_give_the_same_updates(place: Place) -> None:
         shown = [lesson(policy, "one", "<answer>eins</answer>"), lesson(policy, "two two", "<answer>zwo</answer>")]
         losses: list[float] = []
         plan = SupervisedPlan(updates=4, learning_rate=1e-2, warmup=1, token_budget=budget, observed_weight=0.5)
-        fit(policy, place, lambda u, s=shown: s, plan, adam=AdamSettings(), on_update=lambda n, x, k=losses: k.append(x))
+        fit(
+            policy, place, lambda u, s=shown: s, plan, adam=AdamSettings(), on_update=lambda n, x, k=losses: k.append(x)
+        )
         found.append(losses)
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(found[1]), atol=1e-5, rtol=1e-5)
 

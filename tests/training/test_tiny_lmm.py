@@ -159,9 +159,8 @@ def test_what_could_not_be_known_is_not_shown(
     own = {entity.id for entity in friends}
     teacher = Teacher(invented, frozenset(own))
     answers = 0
-    for question, played in zip(
-        env.questions, map(lambda q: play_demonstration(env, policy.renderer, teacher, q, random.Random(q.id)), env.questions)
-    , strict=True):  # fmt: skip
+    for question in env.questions:
+        played = play_demonstration(env, policy.renderer, teacher, question, random.Random(question.id))
         if played is None or not played.turns[-1].completion.text.endswith("</answer>"):
             continue
         answers += 1

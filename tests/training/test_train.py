@@ -11,7 +11,7 @@ import torch
 from bandit import GuessPolicy, GuessTask, guess_questions
 
 from agents.trajectory import Group, Trajectory
-from mmsearch_env.errors import DataError, PolicyError
+from mmsearch_env.errors import PolicyError
 from training.algorithms import GRPO, LossTerms
 from training.config import RunConfig
 from training.config_file import config_from_mapping
@@ -197,7 +197,10 @@ def test_evaluations_come_on_time(place: Place) -> None:
     assert [line["iteration"] for line in lines(run) if "evaluation/reward" in line] == [2, 4]
 
 
-def test_a_rank_without_any_example_says_so(place: Place) -> None:
+def test_a_backward_call_of_nothing_changes_nothing(place: Place) -> None:
     run = run_of(recipe(), place)
-    with pytest.raises(DataError, match="at least one playable question on every rank"):
-        run.learner._backward_nothing(None)
+    before = [parameter.detach().clone() for parameter in run.learner.policy.trainable_parameters()]
+    run.learner._backward_nothing()
+    assert run.learner.engine.step(0.1) == 0.0
+    after = list(run.learner.policy.trainable_parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))

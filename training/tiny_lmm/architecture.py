@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -155,8 +155,3 @@ def tiny_model(tokenizer: Qwen2Tokenizer, size: TinySize, *, seed: int) -> Any:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model.eval()
-
-
-def size_as_json(size: TinySize) -> dict[str, int]:
-    """The sizes, for the recipe that is stored beside the weights."""
-    return asdict(size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agents.renderer import ChatRenderer
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
@@ -143,14 +143,6 @@ def repetition(tokens: Sequence[int], length: int) -> Trajectory:
 def demonstration(question_id: str, turns: Sequence[Turn]) -> Trajectory:
     """Turns as a trajectory without any outcome."""
     return Trajectory(question_id, tuple(turns), True, False, "demonstrated", 0.0, {}, {}, "")
-
-
-def shortened(trajectory: Trajectory, most_tokens: int) -> Trajectory | None:
-    """Without the last turns that would make it longer than ``most_tokens``."""
-    turns = trajectory.turns
-    while turns and len(replace(trajectory, turns=turns).token_ids) > most_tokens:
-        turns = turns[:-1]
-    return replace(trajectory, turns=turns) if turns else None
 
 
 def _turn(renderer: ChatRenderer, new: Sequence[Message], said: str, previous: Completion | None) -> Turn:
