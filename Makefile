@@ -56,13 +56,18 @@ $(STAMPS)/lint: $(STAMPS)/test setup.cfg pyproject.toml constraints.txt
 
 install: $(STAMPS)/train
 
-train: $(STAMPS)/train
+# The tiny model, made where it is not at hand; order only, so that an installation never makes it again.
+$(CHECKPOINT)/model.safetensors: | $(STAMPS)/train
+	@echo "making the tiny model (once, up to 90 minutes on two cores)"
+	$(MAKE) --no-print-directory checkpoint
+
+train: $(STAMPS)/train | $(CHECKPOINT)/model.safetensors
 	$(RUN) -m training $(QUICKSTART) $(ARGS)
 
-headline: $(STAMPS)/train
+headline: $(STAMPS)/train | $(CHECKPOINT)/model.safetensors
 	$(BIN)/python -m training.headline --processes $(PROCESSES) $(ARGS)
 
-checkpoint: $(STAMPS)/test
+checkpoint: $(STAMPS)/train
 	$(RUN) -m training.tiny_lmm $(CHECKPOINT) $(ARGS)
 	$(BIN)/python -m agents label --model $(CHECKPOINT) --split all
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import torch
+
 from training.algorithms import Algorithm
 from training.batch import Example, TokenBatch, collate, micro_batches
 from training.engine import Engine

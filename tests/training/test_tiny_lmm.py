@@ -33,7 +33,9 @@ from training.tiny_lmm.lessons import (
     mixed,
     picture_lesson,
     pupil,
+    quiz_lesson,
     repetition_lesson,
+    title_lesson,
 )
 from training.tiny_lmm.recipe import Recipe, texts_of_tokeniser, tokeniser_of
 
@@ -181,6 +183,30 @@ def test_reading_is_a_query_and_its_answer(
         query, answer = (turn.completion.text for turn in part.turns)
         assert "<text_search>" in query and "<answer>" in answer
         assert not part.images
+
+
+def test_a_quiz_can_be_answered_from_its_sentences(policy: LMMPolicy, invented: World) -> None:
+    """Every answer stands in the sentences, and there are as many queries as sentences."""
+    for number in range(40):
+        drawn = quiz_lesson(policy.renderer, invented.entities, facts=(1, 4))(random.Random(number))
+        told = policy.renderer.tokenizer.decode(drawn.turns[0].prompt_ids)
+        sentences = told[told.index("<information>") : told.index("</information>")]
+        assert sentences.count("\n- ") + 1 == len(drawn.turns)
+        for turn in drawn.turns:
+            answer = re.search(r"<answer> (.*)</answer>", turn.completion.text)
+            assert answer and answer[1] in sentences
+
+
+def test_titles_lead_to_a_query_about_the_first(policy: LMMPolicy, invented: World) -> None:
+    names = {entity.name for entity in invented.entities}
+    for number in range(40):
+        drawn = title_lesson(policy.renderer, invented.entities)(random.Random(number))
+        told = policy.renderer.tokenizer.decode(drawn.turns[1].prompt_ids)
+        first = told[told.index("<information>") : told.index("</information>")].split("\n")[0]
+        (named,) = {max((n for n in names if n in first), key=len)}
+        assert "<text_search> " in drawn.turns[1].completion.text
+        assert named in drawn.turns[1].completion.text
+        assert not drawn.images
 
 
 def test_a_repetition_is_learnt_from_its_second_round_on() -> None:

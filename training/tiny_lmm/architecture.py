@@ -66,10 +66,10 @@ class TinySize:
     """
 
     vocabulary: int = 1000
-    width: int = 160
+    width: int = 128
     layers: int = 4
-    heads: int = 5
-    inner: int = 432
+    heads: int = 4
+    inner: int = 344
     vision_width: int = 96
     vision_layers: int = 4
     vision_heads: int = 4

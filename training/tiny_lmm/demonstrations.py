@@ -129,8 +129,30 @@ def reading_part(renderer: ChatRenderer, played: Trajectory) -> Trajectory | Non
     if len(played.turns) < 2 or played.turns[-1].images or not played.turns[-1].completion.token_ids:
         return None
     asked, read = played.turns[-2:]
-    start = renderer.prompt([Message("user", (TextPart("Search or answer."),))]).token_ids
+    start = renderer.prompt([_user("Search or answer.")]).token_ids
     return demonstration("reading", [Turn(start, (), asked.completion, 0.0, "", True), read])
+
+
+def quiz(renderer: ChatRenderer, facts: Sequence[str], asked: Sequence[tuple[str, str]]) -> Trajectory:
+    """Some facts, and then several queries about them, each with its answer: much reading in few tokens."""
+    known = "\n".join(f"- {fact}" for fact in facts)
+    turns: list[Turn] = []
+    for query, answer in asked:
+        told = f"<information>{known}</information>\n{query}" if not turns else query
+        previous = turns[-1].completion if turns else None
+        said = f"<reason>{REASON_FOUND}</reason><answer> {answer}</answer>"
+        turns.append(_turn(renderer, [_user(f"{told}\nAnswer now.")], said, previous))
+    return demonstration("quiz", turns)
+
+
+def titles_read(renderer: ChatRenderer, question: str, titles: Sequence[str], query: str) -> Trajectory:
+    """The middle of an episode without its pictures: an image search, the titles found, and the query they lead to."""
+    found = "\n".join(f" {title}" for title in titles)
+    looked = f"<reason>{REASON_LOOK}</reason><search><img></search>"
+    wanted = f"<reason>{REASON_READ}</reason><text_search> {query}</text_search>"
+    first = _turn(renderer, [_user(f"{question} Search or answer.")], looked, None)
+    told = _user(f"<information>{found}</information>\nSearch text or answer.")
+    return demonstration("titles", [first, _turn(renderer, [told], wanted, first.completion)])
 
 
 def repetition(tokens: Sequence[int], length: int) -> Trajectory:
@@ -148,6 +170,10 @@ def demonstration(question_id: str, turns: Sequence[Turn]) -> Trajectory:
 def _turn(renderer: ChatRenderer, new: Sequence[Message], said: str, previous: Completion | None) -> Turn:
     prompt = renderer.extension(new, previous) if previous is not None else renderer.prompt(new)
     return Turn(prompt.token_ids, prompt.images, _said(said, renderer.text_ids(said)), 0.0, "", True)
+
+
+def _user(text: str) -> Message:
+    return Message("user", (TextPart(text),))
 
 
 def _said(text: str, token_ids: Sequence[int]) -> Completion:

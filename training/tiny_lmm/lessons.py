@@ -23,9 +23,10 @@ from mmsearch_env.questions import Question
 from mmsearch_env.worlds import Entity, Page, World
 from mmsearch_env.worlds.asking import answers
 from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
+from mmsearch_env.worlds.pages import sentence
 from mmsearch_env.worlds.pictures import QuestionPicture
-from mmsearch_env.worlds.wordings import asked, noun
-from training.tiny_lmm.demonstrations import demonstration, plain_question, repetition
+from mmsearch_env.worlds.wordings import asked, fill, noun, query_text, wordings
+from training.tiny_lmm.demonstrations import demonstration, plain_question, quiz, repetition, titles_read
 from training.tiny_lmm.knowledge import Knowledge, known
 
 _PROTOCOL = MMSearchR1(load_prompts("brief"))
@@ -128,12 +129,41 @@ def document_lesson(renderer: ChatRenderer, pages: Sequence[Page]) -> Lesson:
     return draw
 
 
-def repetition_lesson(renderer: ChatRenderer, *, length: int = 96) -> Lesson:
-    """Random tokens said again and again."""
+def quiz_lesson(renderer: ChatRenderer, entities: Sequence[Entity], *, facts: tuple[int, int]) -> Lesson:
+    """Sentences about up to three invented countries, the fewest and the most of them given, and a query for each."""
+
+    def draw(rng: random.Random) -> Trajectory:
+        count = rng.randint(*facts)
+        chosen = rng.sample(entities, rng.randint(1, min(3, count)))
+        told = [(entity, relation) for entity in chosen for relation in ASKED_RELATIONS if entity.fact(relation)]
+        pairs = rng.sample(told, min(count, len(told)))
+        lines = [sentence(rng, relation, entity) for entity, relation in pairs]
+        asked_for = [(query_text(entity, relation), entity.fact(relation)) for entity, relation in pairs]
+        return quiz(renderer, lines, rng.sample(asked_for, len(asked_for)))
+
+    return draw
+
+
+def title_lesson(renderer: ChatRenderer, entities: Sequence[Entity]) -> Lesson:
+    """Titles without pictures, as an image search would find them, and a query about the first."""
+    titles: Sequence[str] = wordings()["titles"]
+
+    def draw(rng: random.Random) -> Trajectory:
+        found = rng.sample(entities, rng.randint(1, 3))
+        relation = rng.choice([r for r in ASKED_RELATIONS if found[0].fact(r)])
+        shown = [fill(rng.choice(titles), entity) for entity in found]
+        return titles_read(renderer, rng.choice(asked(relation)), shown, query_text(found[0], relation))
+
+    return draw
+
+
+def repetition_lesson(renderer: ChatRenderer, *, length: int = 80) -> Lesson:
+    """Random tokens said again and again, drawn from a few, so that one token alone does not tell the next."""
     usable = [i for i in range(len(renderer.tokenizer)) if i not in renderer.control_ids]
 
     def draw(rng: random.Random) -> Trajectory:
-        return repetition([rng.choice(usable) for _ in range(rng.randint(6, length // 2))], length)
+        few = rng.sample(usable, rng.randint(6, 60))
+        return repetition([rng.choice(few) for _ in range(rng.randint(6, length // 2))], length)
 
     return draw
 

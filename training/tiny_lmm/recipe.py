@@ -3,8 +3,9 @@
 1. A tokeniser is trained on invented pages and on the known side of the atlas.
 2. *Seeing*: the vision tower learns to tell flags apart, most of them invented; then it is frozen, so that each picture
    is encoded once.
-3. *Learning*: names and facts by plain questions; the protocol, searching, reading and copying by demonstrations in an
-   invented world; all mixed, so that nothing is forgotten. It begins with drills, mostly in copying.
+3. *Exercises*: copying, and reading single sentences about invented countries.
+4. *Learning*: names and facts by plain questions; the protocol, searching, reading and copying by demonstrations in an
+   invented world; all mixed, so that nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from typing import Any
 import torch
 
 from agents.lmm import LMMPolicy
+from agents.renderer import ChatRenderer
 from agents.trajectory import Trajectory
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.worlds import Entity, World, load_world
 from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
+from mmsearch_env.worlds.synthetic import invent_entities
 from mmsearch_env.worlds.wordings import asked, query_text
 from training.engine import AdamSettings, Place
 from training.sft import DrawTrajectories, SupervisedPlan, fit
@@ -33,6 +36,7 @@ from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor,
 from training.tiny_lmm.demonstrations import Teacher, demonstrations, reading_part
 from training.tiny_lmm.knowledge import deal_knowledge
 from training.tiny_lmm.lessons import (
+    Lesson,
     PictureAlbum,
     Pupil,
     document_lesson,
@@ -40,8 +44,10 @@ from training.tiny_lmm.lessons import (
     mixed,
     picture_lesson,
     pupil,
+    quiz_lesson,
     recorded_lesson,
     repetition_lesson,
+    title_lesson,
 )
 from training.tiny_lmm.seeing import SeeingPlan, learn_to_see
 
@@ -54,6 +60,7 @@ _REPORT_EVERY = 50
 _ROUNDS = ((3, 0.85), (2, 0.15))
 """Round limits of the demonstrations, and their shares."""
 _HELD_OUT = 64
+_STRANGERS_SEED = 99
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,8 @@ class Recipe:
         demonstrations: episodes recorded by each process.
         rows: trajectories of one update and process.
         seeing: the first stage.
-        drills: the beginning of the second stage.
-        learning: the rest of it.
+        exercises: the second.
+        learning: the third.
     """
 
     seed: int = 1
@@ -79,13 +86,13 @@ class Recipe:
     familiar: int = 48
     pictures_each: int = 24
     demonstrations: int = 7000
-    rows: int = 40
+    rows: int = 60
     seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=450, learning_rate=2e-3, warmup=50, decay_share=0.5))
-    drills: SupervisedPlan = SupervisedPlan(
-        updates=200, learning_rate=3e-3, decay_share=0.0, token_budget=2048, observed_weight=0.4
+    exercises: SupervisedPlan = SupervisedPlan(
+        updates=1200, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     learning: SupervisedPlan = SupervisedPlan(
-        updates=2600, learning_rate=3e-3, decay_share=0.6, token_budget=2048, observed_weight=0.4
+        updates=3000, learning_rate=3e-3, warmup=50, decay_share=0.6, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -97,7 +104,7 @@ class Recipe:
         return replace(
             self,
             seeing=replace(self.seeing, schedule=shorter(self.seeing.schedule)),
-            drills=shorter(self.drills),
+            exercises=shorter(self.exercises),
             learning=shorter(self.learning),
         )
 
@@ -115,23 +122,59 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
     parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
-    knowing = [
-        (picture_lesson(policy.renderer, taught, album), 0.22),
-        (fact_lesson(policy.renderer, taught), 0.08),
-    ]
-    drills = [(document_lesson(policy.renderer, invented.pages), 0.3), (repetition_lesson(policy.renderer), 0.7)]
-    doing = [(recorded_lesson(shown[_HELD_OUT:]), 0.45), (recorded_lesson(parts[_HELD_OUT:]), 0.15)]
-    probes = {
-        "picture": [knowing[0][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
-        "fact": [knowing[1][0](random.Random(f"probe/{n}")) for n in range(_HELD_OUT)],
-        "reading": parts[:_HELD_OUT],
-        "episode": shown[:_HELD_OUT],
-    }
-    run = _Run(policy, place, probes, report)
-    run.train(recipe.drills, mixed(drills, seed=stream, rows=recipe.rows), "drills")
-    everything = [*knowing, *doing, *((lesson, weight * 0.1) for lesson, weight in drills)]
-    run.train(recipe.learning, mixed(everything, seed=stream, rows=recipe.rows), "learning")
+    lessons = _Lessons(policy.renderer, taught, album, invented, shown[_HELD_OUT:], parts[_HELD_OUT:])
+    run = _Run(policy, place, _probes(lessons, shown, parts), report)
+    run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.rows), "exercises")
+    run.train(recipe.learning, mixed(lessons.everything(), seed=stream + 500, rows=recipe.rows), "learning")
     _save(policy, recipe, out, place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lessons:
+    """The mixtures of the two stages of language."""
+
+    renderer: ChatRenderer
+    taught: Pupil
+    album: PictureAlbum
+    invented: World
+    shown: Sequence[Trajectory]
+    parts: Sequence[Trajectory]
+
+    def exercises(self) -> list[tuple[Lesson, float]]:
+        """Copying, and reading where there is little to read: one sentence, one query."""
+        return [
+            (repetition_lesson(self.renderer), 0.15),
+            (document_lesson(self.renderer, self.invented.pages), 0.10),
+            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 1)), 0.50),
+            (title_lesson(self.renderer, self.invented.entities), 0.25),
+        ]
+
+    def everything(self) -> list[tuple[Lesson, float]]:
+        """All that the model is to know and to do."""
+        return [
+            (repetition_lesson(self.renderer), 0.04),
+            (document_lesson(self.renderer, self.invented.pages), 0.04),
+            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.25),
+            (title_lesson(self.renderer, self.invented.entities), 0.08),
+            (recorded_lesson(self.parts), 0.15),
+            (recorded_lesson(self.shown), 0.22),
+            (picture_lesson(self.renderer, self.taught, self.album), 0.15),
+            (fact_lesson(self.renderer, self.taught), 0.07),
+        ]
+
+
+def _probes(lessons: _Lessons, shown: Sequence[Trajectory], parts: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+    """Held-out lessons by name; those with invented entities are about some that no lesson is about."""
+    strangers = invent_entities(_STRANGERS_SEED, 100)
+    drawn = {
+        "picture": picture_lesson(lessons.renderer, lessons.taught, lessons.album),
+        "fact": fact_lesson(lessons.renderer, lessons.taught),
+        "one sentence": quiz_lesson(lessons.renderer, strangers, facts=(1, 1)),
+        "three sentences": quiz_lesson(lessons.renderer, strangers, facts=(3, 3)),
+        "titles": title_lesson(lessons.renderer, strangers),
+    }
+    probes = {name: [lesson(random.Random(f"probe/{n}")) for n in range(_HELD_OUT)] for name, lesson in drawn.items()}
+    return probes | {"reading": list(parts[:_HELD_OUT]), "episode": list(shown[:_HELD_OUT])}
 
 
 def _pictured(world: World) -> list[Entity]:
