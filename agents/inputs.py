@@ -82,7 +82,7 @@ class InputBuilder:
         if not row.images:
             return torch.arange(ids.shape[1]).expand(3, -1)
         types = torch.isin(ids, torch.tensor(sorted(self._renderer.image_ids))).int()
-        grids = self._preparer.many(row.images)["image_grid_thw"]
+        grids = self._preparer.grids(row.images)
         places, _ = inner.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)
         placed: torch.Tensor = places[:, 0]
         return placed

@@ -8,57 +8,84 @@ feeds several layers (deepstack) stay exact.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from mmsearch_env.images import Image
 
 _TOWER_BATCH = 64
+_GIB = 1 << 30
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class PixelInputs:
-    """One picture as its image processor made it: forward keywords to tensors, first axis = the picture's pieces."""
+class ByteCache(Generic[T]):
+    """Keeps what was used last, up to a number of bytes; the newest entry is kept whatever its size."""
 
-    tensors: dict[str, torch.Tensor]
+    def __init__(self, cache_bytes: int) -> None:
+        self._room = cache_bytes
+        self._used = 0
+        self._kept: OrderedDict[str, tuple[T, int]] = OrderedDict()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+    def get(self, key: str) -> T:
+        """The entry, now the most recently used. Raises KeyError."""
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def put(self, key: str, value: T, size: int) -> None:
+        """Keep ``value`` of ``size`` bytes and let the least recently used go."""
+        self._used += size - (self._kept.pop(key)[1] if key in self._kept else 0)
+        self._kept[key] = (value, size)
+        while self._used > self._room and len(self._kept) > 1:
+            self._used -= self._kept.popitem(last=False)[1][1]
 
 
 class ImagePreparer:
     """Runs the image processor; keeps its output per picture."""
 
-    def __init__(self, processor: Any, *, capacity: int = 4096) -> None:
-        """Args: capacity: how many pictures are kept."""
+    def __init__(self, processor: Any, *, cache_bytes: int = _GIB // 2) -> None:
+        """Args: processor: the model's; cache_bytes: how much of its output is kept."""
         self._processor = processor.image_processor
-        self._kept: OrderedDict[str, PixelInputs] = OrderedDict()
-        self._capacity = capacity
+        self._kept: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes)
+        self._grids: dict[tuple[int, int], Tensor] = {}
 
-    def one(self, image: Image) -> PixelInputs:
-        """The processor's tensors for one picture."""
+    def one(self, image: Image) -> dict[str, Tensor]:
+        """The processor's tensors for one picture: forward keywords, first axis = the picture's pieces."""
         if image.digest not in self._kept:
             out = self._processor(images=[image.to_pil()], return_tensors="pt")
-            self._kept[image.digest] = PixelInputs({k: v for k, v in out.items() if torch.is_tensor(v)})
-            if len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
-        return self._kept[image.digest]
+            tensors = {name: value for name, value in out.items() if torch.is_tensor(value)}
+            self._kept.put(image.digest, tensors, sum(value.nbytes for value in tensors.values()))
+            if "image_grid_thw" in tensors:
+                self._grids[image.width, image.height] = tensors["image_grid_thw"]
+        return self._kept.get(image.digest)
 
-    def many(self, images: Sequence[Image]) -> dict[str, torch.Tensor]:
+    def many(self, images: Sequence[Image]) -> dict[str, Tensor]:
         """The forward keywords for several pictures in order."""
-        prepared = [self.one(image).tensors for image in images]
-        return {key: torch.cat([tensors[key] for tensors in prepared]) for key in prepared[0]} if prepared else {}
+        prepared = [self.one(image) for image in images]
+        return {name: torch.cat([tensors[name] for tensors in prepared]) for name in prepared[0]} if prepared else {}
+
+    def grids(self, images: Sequence[Image]) -> Tensor:
+        """(pictures, 3) how many patches each picture has in time, height and width; its size alone decides."""
+        for image in images:
+            if (image.width, image.height) not in self._grids:
+                self.one(image)
+        return torch.cat([self._grids[image.width, image.height] for image in images])
 
 
 class VisionCache:
-    """Features of pictures under a frozen tower."""
+    """Features of pictures under a frozen tower, kept where the model is."""
 
-    def __init__(self, model: Any, preparer: ImagePreparer, *, capacity: int = 20_000) -> None:
-        """Args: model: a transformers image-text-to-text model; capacity: how many pictures are kept."""
+    def __init__(self, model: Any, preparer: ImagePreparer, *, cache_bytes: int = 2 * _GIB) -> None:
+        """Args: model: a transformers image-text-to-text model; cache_bytes: how much is kept."""
         self._model = model
         self._preparer = preparer
-        self._kept: OrderedDict[str, Any] = OrderedDict()
-        self._capacity = capacity
+        self._kept: ByteCache[Any] = ByteCache(cache_bytes)
         self.tower_calls = 0
         """Pictures that went through the tower."""
 
@@ -66,34 +93,34 @@ class VisionCache:
         """Forward keywords that carry the features of ``images`` in order; empty without pictures."""
         if not images:
             return {}
-        missing = list({i.digest: i for i in images if i.digest not in self._kept}.values())
+        found = {i.digest: self._kept.get(i.digest) for i in images if i.digest in self._kept}
+        missing = list({i.digest: i for i in images if i.digest not in found}.values())
         for start in range(0, len(missing), _TOWER_BATCH):
-            self._encode(missing[start : start + _TOWER_BATCH])
-        for image in images:
-            self._kept.move_to_end(image.digest)
-        joined = _join([self._kept[image.digest] for image in images])
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
-        return {"mm_encoder_outputs": {"image": joined}}
+            part = missing[start : start + _TOWER_BATCH]
+            found |= dict(zip((image.digest for image in part), self._encode(part), strict=True))
+        return {"mm_encoder_outputs": {"image": _join([found[image.digest] for image in images])}}
 
     @torch.no_grad()
-    def _encode(self, images: Sequence[Image]) -> None:
+    def _encode(self, images: Sequence[Image]) -> Iterator[Any]:
         device = next(self._model.parameters()).device
-        inputs = {key: value.to(device) for key, value in self._preparer.many(images).items()}
+        inputs = {name: value.to(device) for name, value in self._preparer.many(images).items()}
         output = self._model.get_image_features(**inputs, return_dict=True)
         self.tower_calls += len(images)
         for position, image in enumerate(images):
-            self._kept[image.digest] = _pick(output, position)
+            one = _pick(output, position)
+            self._kept.put(image.digest, one, sum(feature.nbytes for feature in _tensors(one)))
+            yield one
 
 
 def _pick(output: Any, position: int) -> Any:
-    """The part of a tower output that belongs to one picture."""
+    """The part of a tower output that belongs to one picture, in memory of its own."""
     one = type(output)()
     pooled = output.pooler_output  # a list of tensors, or one tensor where every picture has as many tokens
-    one["pooler_output"] = pooled[position : position + 1] if torch.is_tensor(pooled) else [pooled[position]]
+    whole = torch.is_tensor(pooled)
+    one["pooler_output"] = pooled[position : position + 1].clone() if whole else [pooled[position].clone()]
     deep = getattr(output, "deepstack_features", None)
     if deep is not None:
-        one["deepstack_features"] = [[layer[position]] for layer in deep]
+        one["deepstack_features"] = [[layer[position].clone()] for layer in deep]
     return one
 
 
@@ -109,3 +136,10 @@ def _join(outputs: Sequence[Any]) -> Any:
             for layer in range(len(deep))
         ]
     return joined
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of one picture's output."""
+    yield from [output.pooler_output] if torch.is_tensor(output.pooler_output) else output.pooler_output
+    for layer in getattr(output, "deepstack_features", None) or []:
+        yield from layer

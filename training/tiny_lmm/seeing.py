@@ -81,7 +81,7 @@ def learn_to_see(
     torch.manual_seed(seed)
     classifier = FlagClassifier(model, len(entities))
     engine = Engine(classifier, place=place, adam=AdamSettings(beta2=0.98, weight_decay=0.05))
-    preparer = ImagePreparer(processor, capacity=1500)
+    preparer = ImagePreparer(processor)
     album = PictureAlbum(entities, seed=seed + place.rank, each=pictures_each)
     rng = random.Random(f"seeing/{seed}/{place.rank}")
     for update in range(plan.schedule.updates):

@@ -1,0 +1,60 @@
+"""What is kept of pictures: bounded in bytes, and the same as what is computed afresh."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, noise
+
+from agents.vision import ByteCache, ImagePreparer, VisionCache
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache: ByteCache[str] = ByteCache(10)
+    cache.put("a", "first", 4)
+    cache.put("b", "second", 4)
+    assert cache.get("a") == "first"
+    cache.put("c", "third", 4)
+    assert "b" not in cache
+    assert "a" in cache and "c" in cache
+
+
+def test_a_replaced_entry_counts_once() -> None:
+    cache: ByteCache[str] = ByteCache(10)
+    for _ in range(5):
+        cache.put("a", "x", 6)
+    cache.put("b", "y", 4)
+    assert "a" in cache and "b" in cache
+
+
+def test_one_entry_larger_than_the_room_is_kept_alone() -> None:
+    cache: ByteCache[str] = ByteCache(1)
+    cache.put("a", "x", 100)
+    assert cache.get("a") == "x"
+    cache.put("b", "y", 100)
+    assert "a" not in cache
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_kept_features_are_the_towers_own(family: str) -> None:
+    """However the pictures are batched, and however little is kept."""
+    model, processor = FAMILIES[family]()
+    model.requires_grad_(False)
+    pictures = [noise(1, 84, 56), noise(2, 168, 112), noise(1, 84, 56), noise(3, 112, 112)]
+    for cache_bytes in (1 << 30, 1):
+        cache = VisionCache(model, ImagePreparer(processor, cache_bytes=cache_bytes), cache_bytes=cache_bytes)
+        for _ in range(2):
+            kept = cache.features(pictures)["mm_encoder_outputs"]["image"]
+            for picture, feature in zip(pictures, kept.pooler_output, strict=True):
+                inputs = processor.image_processor([picture.to_pil()], return_tensors="pt")
+                alone = model.get_image_features(**inputs, return_dict=True)
+                torch.testing.assert_close(feature, alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+        assert cache.tower_calls == (3 if cache_bytes > 1 else 5)  # with no room the last one is kept alone
+
+
+def test_grids_need_no_pixels_twice() -> None:
+    _, processor = FAMILIES["qwen2_5_vl"]()
+    preparer = ImagePreparer(processor, cache_bytes=1)
+    pictures = [noise(1, 84, 56), noise(2, 84, 56), noise(3, 168, 112)]
+    wanted = processor.image_processor([p.to_pil() for p in pictures], return_tensors="pt")["image_grid_thw"]
+    assert torch.equal(preparer.grids(pictures), wanted)
