@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.engines.hf import SamplingLimits
 from agents.evaluate import evaluate
-from agents.labels import EPISODES, LABELS_FILE, labelled, load_labels, measure_labels, save_labels
+from agents.labels import EPISODES, LABELS_FILE, load_labels, measure_labels, save_labels
 from agents.lmm import LMMPolicy, LoRASettings
 from agents.rollout import MakeEnv
 from agents.tables import evaluation_table
@@ -49,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--device", default="cpu")
     common.add_argument("--world", default="atlas", help="embedded world (%(default)s)")
     common.add_argument("--questions", help="a question file instead of the world's own questions")
-    common.add_argument("--split", default="test", help="train, validation, test or all (%(default)s)")
     common.add_argument("--limit", type=int, default=0, help="only that many questions; 0 for all")
     common.add_argument("--prompts", default="brief", help="standard, brief or a folder (%(default)s)")
     common.add_argument("--max-new-tokens", type=int, default=64)
@@ -58,14 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--out", type=Path, help="where to write the result as JSON")
     scoring = commands.add_parser("evaluate", parents=[common], help="score a model under one or more workflows")
     scoring.add_argument("--workflow", action="append", choices=tuple(WORKFLOWS), help="may be given several times")
+    scoring.add_argument("--split", default="test", help="train, validation, test or all (%(default)s)")
     scoring.add_argument("--temperature", type=float, default=0.0)
     scoring.set_defaults(run=_evaluate)
     labelling = commands.add_parser("label", parents=[common], help="measure which searches each question needs")
+    labelling.add_argument("--split", default="all", help="train, validation, test or all (%(default)s)")
     labelling.set_defaults(run=_label)
     return parser
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    if options.out is not None and not options.out.parent.is_dir():
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}; make the folder first")
     policy, questions = _policy(options, options.temperature), _questions(options)
     evaluations = []
     for name in options.workflow or ["on_demand"]:
@@ -87,13 +91,19 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _label(options: argparse.Namespace, console: Console) -> None:
-    policy, questions = _policy(options, 1.0), _questions(options)
+    if options.adapter is not None and options.out is None:
+        raise ConfigError(
+            "--adapter: expected --out too, got none; the labels beside a model are those of its own weights"
+        )
+    policy = _policy(options, 1.0)
+    questions = _limited(options, resolve_questions(options.questions, options.world, options.split))
     with _EpisodeBar(console, "labelling", 0) as advance:
         labels = measure_labels(policy, _make_env(options, questions), questions, seed=options.seed, on_episode=advance)
-    out = options.out or _folder(options.model) / LABELS_FILE
-    save_labels(labels, out)
-    counts = {label: list(labels.values()).count(label) for label in sorted(set(labels.values()))}
-    Console().print(f"{len(labels)} questions, {EPISODES} episodes a plan: {counts}\nwritten to {out}")
+    folder = _folder(options.model)
+    out = options.out or folder / LABELS_FILE
+    save_labels(labels, out, weights=folder)
+    counts = Counter(labels.by_id.values())
+    Console().print(f"{len(labels.by_id)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
 
 
 def _folder(model: str) -> Path:
@@ -116,9 +126,11 @@ def _policy(options: argparse.Namespace, temperature: float) -> LMMPolicy:
 
 
 def _questions(options: argparse.Namespace) -> QuestionSet:
-    found = labelled(
-        resolve_questions(options.questions, options.world, options.split), load_labels(_folder(options.model))
-    )
+    found = resolve_questions(options.questions, options.world, options.split)
+    return _limited(options, load_labels(_folder(options.model)).on(found))
+
+
+def _limited(options: argparse.Namespace, found: QuestionSet) -> QuestionSet:
     if options.limit < 0:
         raise ConfigError(f"--limit: expected 0 or more, got {options.limit}")
     return QuestionSet(found.name, list(found)[: options.limit or None], found.skipped)

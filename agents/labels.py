@@ -8,10 +8,12 @@ the right answer at least half of the time (the paper labels by the searches its
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 from agents.policy import Policy
 from agents.rollout import MakeEnv, RolloutLimits, rollout
@@ -33,6 +35,7 @@ UNSOLVED = "unsolved"
 """Label of a question that no plan answers."""
 LABELS_FILE = "labels.json"
 """Name of the file of labels beside a checkpoint's weights."""
+_PROBE_BYTES = 1 << 20
 
 
 def measure_labels(
@@ -43,7 +46,7 @@ def measure_labels(
     seed: int,
     limits: RolloutLimits | None = None,
     on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
-) -> dict[str, str]:
+) -> Labels:
     """Label every question for ``policy``, which must sample at temperature 1.
 
     Args:
@@ -71,37 +74,108 @@ def measure_labels(
         )
         labels |= {g.question_id: label for g in groups if sum(t.success for t in g.trajectories) >= EPISODES / 2}
         open_questions = [question for question in open_questions if question.id not in labels]
-    return labels | {question.id: UNSOLVED for question in open_questions}
+    return Labels.of(questions, labels | {question.id: UNSOLVED for question in open_questions})
 
 
-def save_labels(labels: Mapping[str, str], path: Path) -> None:
-    """Write labels as JSON, one question a line, in order of the ids."""
-    path.write_text(json.dumps(dict(sorted(labels.items())), indent=0) + "\n", encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of questions, each bound to what the question said when it was measured.
+
+    Attributes:
+        by_id: question id -> label.
+        wordings: question id -> digest of its text and answers.
+    """
+
+    by_id: Mapping[str, str]
+    wordings: Mapping[str, str]
+
+    @classmethod
+    def of(cls, questions: Iterable[Question], by_id: Mapping[str, str]) -> Self:
+        """The labels of these questions."""
+        return cls(dict(by_id), {question.id: _wording(question) for question in questions if question.id in by_id})
+
+    def on(self, questions: QuestionSet) -> QuestionSet:
+        """The same questions with their labels as categories; a question without a label keeps its own.
+
+        Raises:
+            DataError: a label was measured for other words.
+        """
+        if not self.by_id:
+            return questions
+        for question in questions:
+            if question.id in self.wordings and self.wordings[question.id] != _wording(question):
+                raise DataError(
+                    f"{question.id}: expected the question its label was measured for, got other words; measure the "
+                    "labels again (`python -m agents label`)"
+                )
+        named = [replace(q, category=self.by_id.get(q.id, q.category)) for q in questions]
+        return QuestionSet(questions.name, named, questions.skipped)
 
 
-def load_labels(folder: str | Path) -> Mapping[str, str]:
-    """The labels beside a checkpoint; empty when it has none.
+def save_labels(labels: Labels, path: Path, *, weights: Path) -> None:
+    """Write labels as JSON, bound to the weights in the folder ``weights``; those of other questions are kept.
 
     Raises:
-        DataError: the file is not a mapping of question ids to labels.
+        DataError: the file cannot be written.
+    """
+    kept = load_labels(path.parent) if path.name == LABELS_FILE and _is_current(path, weights) else Labels({}, {})
+    rows = {id_: [label, kept.wordings[id_]] for id_, label in kept.by_id.items()}
+    rows |= {id_: [label, labels.wordings[id_]] for id_, label in labels.by_id.items()}
+    data = {"weights": weights_digest(weights), "labels": dict(sorted(rows.items()))}
+    try:
+        path.write_text(json.dumps(data, indent=0) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected to write labels there, got {error.strerror}; choose another --out"
+        ) from error
+
+
+def load_labels(folder: str | Path) -> Labels:
+    """The labels beside a checkpoint; none when it has none.
+
+    Raises:
+        DataError: the file is no file of labels, or its labels were measured for other weights.
     """
     path = Path(folder) / LABELS_FILE
     if not path.is_file():
-        return {}
-    try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, got {error}; measure the labels again") from error
-    if not isinstance(labels, dict) or not set(labels.values()) <= {*PLANS, UNSOLVED}:
+        return Labels({}, {})
+    data = _read(path)
+    if data["weights"] != weights_digest(Path(folder)):
         raise DataError(
-            f"{path}: expected question ids with labels {', '.join((*PLANS, UNSOLVED))}; measure them again"
+            f"{path}: expected labels of the weights beside it, got those of others; measure them again "
+            "(`python -m agents label`)"
         )
-    return labels
+    rows: Mapping[str, tuple[str, str]] = data["labels"]
+    return Labels({id_: row[0] for id_, row in rows.items()}, {id_: row[1] for id_, row in rows.items()})
 
 
-def labelled(questions: QuestionSet, labels: Mapping[str, str]) -> QuestionSet:
-    """The same questions with their labels as categories; without labels nothing changes."""
-    if not labels:
-        return questions
-    named = [dataclasses.replace(q, category=labels.get(q.id, q.category)) for q in questions]
-    return QuestionSet(questions.name, named, questions.skipped)
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of names, sizes, beginnings and ends of the weight files: enough to tell checkpoints apart, and quick."""
+    state = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            state.update(f"{path.name}:{size}:".encode() + file.read(_PROBE_BYTES))
+            file.seek(max(0, size - _PROBE_BYTES))
+            state.update(file.read(_PROBE_BYTES))
+    return state.hexdigest()
+
+
+def _is_current(path: Path, weights: Path) -> bool:
+    return path.is_file() and _read(path)["weights"] == weights_digest(weights)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows = data["labels"].values()
+        good = isinstance(data["weights"], str) and {label for label, _ in rows} <= {*PLANS, UNSOLVED}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: expected a file of labels, got {type(error).__name__}; measure them again") from error
+    if not good:
+        raise DataError(f"{path}: expected labels {', '.join((*PLANS, UNSOLVED))}, got others; measure them again")
+    return dict(data)
+
+
+def _wording(question: Question) -> str:
+    return hashlib.sha256(repr((question.text, question.answers)).encode()).hexdigest()[:12]

@@ -19,7 +19,7 @@ import torch
 
 from agents.engines.hf import SamplingLimits
 from agents.evaluate import Evaluation, evaluate
-from agents.labels import UNSOLVED, labelled, load_labels
+from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy, LoRASettings
 from agents.rollout import RolloutLimits, rollout
 from agents.trajectory import Group, Trajectory
@@ -113,7 +113,7 @@ def questions_during(config: RunConfig) -> list[Question]:
 
 def _labelled(config: RunConfig, file: str, split: str) -> QuestionSet:
     """A question file or a split of the world, with the labels measured for the model where it has some."""
-    return labelled(resolve_questions(file or None, config.env.world, split), load_labels(model_path(config.policy)))
+    return load_labels(model_path(config.policy)).on(resolve_questions(file or None, config.env.world, split))
 
 
 def env_keywords(config: EnvConfig) -> dict[str, Any]:

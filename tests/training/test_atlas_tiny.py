@@ -49,7 +49,7 @@ def atlas() -> World:
 
 @pytest.fixture(scope="module")
 def labels(folder: Path) -> dict[str, str]:
-    return dict(load_labels(folder))
+    return dict(load_labels(folder).by_id)
 
 
 def accuracy(policy: LMMPolicy, world: str, questions: Sequence[Question], workflow: Workflow) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.labels import LABELS_FILE, UNSOLVED, save_labels
+from agents.labels import LABELS_FILE, UNSOLVED, Labels, save_labels
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import ConfigError
 from training import compose
@@ -36,7 +36,7 @@ def test_a_tool_of_no_kind_is_refused() -> None:
 def test_labels_of_the_model_become_categories_and_unsolved_questions_are_left_out(tmp_path: Path) -> None:
     everything = compose.training_questions(recipe(policy={"model": "no folder"}))
     labels = dict.fromkeys(everything.ids, "search_free") | {everything.ids[0]: UNSOLVED}
-    save_labels(labels, tmp_path / LABELS_FILE)
+    save_labels(Labels.of(everything, labels), tmp_path / LABELS_FILE, weights=tmp_path)
     found = compose.training_questions(recipe(policy={"model": str(tmp_path)}))
     assert found.ids == everything.ids[1:]
     assert {question.category for question in found} == {"search_free"}
