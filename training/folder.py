@@ -15,7 +15,9 @@ from training.config import RunConfig
 from training.config_file import to_mapping
 
 _MUST_AGREE = ("policy", "env", "rollout", "algorithm", "optimiser", "seed")
-"""Sections that may not change between the parts of one run; iterations, engine, evaluation and output may."""
+"""Sections that may not change between the parts of one run; iterations, engine and output may."""
+_EVALUATED = ("file", "split", "questions", "temperature")
+"""Settings of the evaluations before and after, which are compared and so may not change either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,9 @@ def resumable(config: RunConfig) -> Checkpoint | None:
 def identity(config: RunConfig) -> dict[str, Any]:
     """What makes this run this run, as it comes back from JSON."""
     tree = to_mapping(config)
-    plain: dict[str, Any] = json.loads(json.dumps({name: tree[name] for name in _MUST_AGREE}))
+    kept = {name: tree[name] for name in _MUST_AGREE}
+    kept["evaluation"] = {name: tree["evaluation"][name] for name in _EVALUATED}
+    plain: dict[str, Any] = json.loads(json.dumps(kept))
     return plain
 
 
