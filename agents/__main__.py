@@ -7,22 +7,17 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agents.engines.hf import SamplingLimits
 from agents.evaluate import evaluate
 from agents.labels import EPISODES, LABELS_FILE, load_labels, measure_labels, save_labels
-from agents.lmm import LMMPolicy, LoRASettings
-from agents.rollout import MakeEnv
+from agents.playing import BRIEF, Playing
 from agents.tables import evaluation_table
 from agents.trajectory import Trajectory
-from agents.workflows import WORKFLOWS, Workflow
-from mmsearch_env.env import MMSearchEnv
+from agents.workflows import WORKFLOWS
 from mmsearch_env.errors import ConfigError, MMSearchError
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
@@ -33,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        options.run(options, console)
+        options.call(options, console)
     except MMSearchError as error:
-        console.print(f"[red]{type(error).__name__}:[/red] {error}")
+        console.print(f"[red]{type(error).__name__}:[/red] ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0
 
@@ -45,7 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model", default="atlas-tiny", help="bundled name, checkpoint folder or hub id (%(default)s)")
-    common.add_argument("--adapter", type=Path, help="folder of a LoRA adapter to put on the model")
     common.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     common.add_argument("--device", default="cpu")
     common.add_argument("--world", default="atlas", help="embedded world (%(default)s)")
@@ -57,33 +52,31 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--out", type=Path, help="where to write the result as JSON")
     scoring = commands.add_parser("evaluate", parents=[common], help="score a model under one or more workflows")
+    scoring.add_argument("--run", type=Path, help="folder of a training run: its model, adapter and environment")
+    scoring.add_argument("--adapter", type=Path, help="folder of a LoRA adapter to put on the model")
     scoring.add_argument("--workflow", action="append", choices=tuple(WORKFLOWS), help="may be given several times")
     scoring.add_argument("--split", default="test", help="train, validation, test or all (%(default)s)")
     scoring.add_argument("--temperature", type=float, default=0.0)
-    scoring.set_defaults(run=_evaluate)
+    scoring.set_defaults(call=_evaluate)
     labelling = commands.add_parser("label", parents=[common], help="measure which searches each question needs")
     labelling.add_argument("--split", default="all", help="train, validation, test or all (%(default)s)")
-    labelling.set_defaults(run=_label)
+    labelling.set_defaults(call=_label, run=None, adapter=None)
     return parser
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
     if options.out is not None and not options.out.parent.is_dir():
         raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}; make the folder first")
-    policy, questions = _policy(options, options.temperature), _questions(options)
+    playing = _playing(options)
+    questions = load_labels(playing.folder).on(_questions(options, playing))
+    policy = playing.policy(temperature=options.temperature)
     evaluations = []
     for name in options.workflow or ["on_demand"]:
         workflow = WORKFLOWS[name]
         with _EpisodeBar(console, name, len(questions)) as advance:
+            make_env = playing.make_env(workflow)
             evaluations.append(
-                evaluate(
-                    policy,
-                    _make_env(options, questions)(workflow),
-                    questions,
-                    seed=options.seed,
-                    workflow=workflow,
-                    on_episode=advance,
-                )
+                evaluate(policy, make_env, questions, seed=options.seed, workflow=workflow, on_episode=advance)
             )
     Console().print(evaluation_table(evaluations))
     if options.out:
@@ -91,66 +84,36 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _label(options: argparse.Namespace, console: Console) -> None:
-    if options.adapter is not None and options.out is None:
-        raise ConfigError(
-            "--adapter: expected --out too, got none; the labels beside a model are those of its own weights"
-        )
-    policy = _policy(options, 1.0)
-    questions = _limited(options, resolve_questions(options.questions, options.world, options.split))
+    playing = _playing(options)
+    questions = _questions(options, playing)
+    policy = playing.policy(temperature=1.0)
     with _EpisodeBar(console, "labelling", 0) as advance:
-        labels = measure_labels(policy, _make_env(options, questions), questions, seed=options.seed, on_episode=advance)
-    folder = _folder(options.model)
-    out = options.out or folder / LABELS_FILE
-    save_labels(labels, out, weights=folder)
+        labels = measure_labels(policy, playing.make_env, questions, seed=options.seed, on_episode=advance)
+    out = options.out or playing.folder / LABELS_FILE
+    save_labels(labels, out, weights=playing.folder)
     counts = Counter(labels.by_id.values())
     Console().print(f"{len(labels.by_id)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
 
 
-def _folder(model: str) -> Path:
-    """The folder of a bundled checkpoint, or the path as given."""
-    bundled = Path(str(files("agents"))) / "checkpoints" / model
-    return bundled if bundled.is_dir() else Path(model)
+def _playing(options: argparse.Namespace) -> Playing:
+    if options.run is not None:
+        return Playing.of_run(options.run, device=options.device)
+    return Playing(
+        model=options.model,
+        adapter=options.adapter,
+        dtype=options.dtype,
+        device=options.device,
+        max_new_tokens=options.max_new_tokens,
+        max_context_tokens=options.max_context_tokens,
+        env={**BRIEF, "world": options.world, "prompts": options.prompts},
+    )
 
 
-def _policy(options: argparse.Namespace, temperature: float) -> LMMPolicy:
-    folder = _folder(options.model)
-    limits = SamplingLimits(max_new_tokens=options.max_new_tokens, temperature=temperature)
-    settings = {"limits": limits, "max_context_tokens": options.max_context_tokens}
-    path = folder if folder.is_dir() else options.model
-    if options.adapter is None:
-        return LMMPolicy.load(path, dtype=options.dtype, device=options.device, **settings)
-    lora = LoRASettings.stored(options.adapter)
-    policy = LMMPolicy.load(path, lora=lora, dtype=options.dtype, device=options.device, **settings)
-    policy.load_adapter(options.adapter)
-    return policy
-
-
-def _questions(options: argparse.Namespace) -> QuestionSet:
-    found = resolve_questions(options.questions, options.world, options.split)
-    return _limited(options, load_labels(_folder(options.model)).on(found))
-
-
-def _limited(options: argparse.Namespace, found: QuestionSet) -> QuestionSet:
+def _questions(options: argparse.Namespace, playing: Playing) -> QuestionSet:
     if options.limit < 0:
         raise ConfigError(f"--limit: expected 0 or more, got {options.limit}")
+    found = resolve_questions(options.questions, str(playing.env["world"]), options.split)
     return QuestionSet(found.name, list(found)[: options.limit or None], found.skipped)
-
-
-def _make_env(options: argparse.Namespace, questions: QuestionSet) -> Callable[[Workflow], MakeEnv]:
-    def under(workflow: Workflow) -> MakeEnv:
-        def make() -> MMSearchEnv:
-            return MMSearchEnv(
-                world=options.world,
-                questions=questions,
-                prompts=options.prompts,
-                image_top_k=3,
-                text_top_k=3,
-                **dict[str, Any](workflow.rules),
-            )
-
-        return make
-
-    return under
 
 
 class _EpisodeBar:

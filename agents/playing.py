@@ -1,0 +1,101 @@
+"""Who plays and under which rules: what the commands of this package are told, or what a training run was told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from agents.engines.hf import SamplingLimits
+from agents.lmm import LMMPolicy, LoRASettings
+from agents.rollout import MakeEnv
+from agents.workflows import Workflow
+from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.errors import DataError
+
+RECIPE_FILE = "recipe.json"
+ADAPTER_FOLDER = "adapter"
+BRIEF = {"prompts": "brief", "image_top_k": 3, "text_top_k": 3}
+"""The environment's settings for the bundled model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Playing:
+    """A model and the environment it plays.
+
+    Attributes:
+        model: bundled name, folder or hub id.
+        adapter: folder of a LoRA adapter to put on it; None for the bare model.
+        dtype: number format of the weights.
+        device: where it computes.
+        system: system message of every conversation; "" for the template's own.
+        max_new_tokens: tokens of a completion at most.
+        max_context_tokens: tokens of a conversation at most.
+        env: keywords of ``MMSearchEnv``, questions left out.
+    """
+
+    model: str = "atlas-tiny"
+    adapter: Path | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    system: str = ""
+    max_new_tokens: int = 64
+    max_context_tokens: int = 1024
+    env: Mapping[str, Any] = field(default_factory=lambda: {"world": "atlas", **BRIEF})
+
+    @classmethod
+    def of_run(cls, folder: Path, *, device: str) -> Self:
+        """The trained policy of a run's folder, in the environment it was trained in.
+
+        Raises:
+            DataError: the folder is no run's, or the run has not ended.
+        """
+        try:
+            recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+            policy, env, limits = recipe["policy"], recipe["env"], recipe["rollout"]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{folder}: expected the folder of a training run, got {error!r}; check the path"
+            ) from error
+        if not (folder / ADAPTER_FOLDER).is_dir():
+            raise DataError(f"{folder}: expected a finished run with an adapter, got none; let the training end first")
+        return cls(
+            model=policy["model"],
+            adapter=folder / ADAPTER_FOLDER,
+            dtype=policy["dtype"],
+            device=device,
+            system=policy["system"],
+            max_new_tokens=limits["max_new_tokens"],
+            max_context_tokens=limits["max_context_tokens"],
+            env={k: v for k, v in env.items() if k not in ("split", "questions", "tools")}
+            | {"tools": env["tools"] or None},
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a bundled checkpoint, or the model's name as a path."""
+        bundled = Path(str(files("agents"))) / "checkpoints" / self.model
+        return bundled if bundled.is_dir() else Path(self.model)
+
+    def policy(self, *, temperature: float) -> LMMPolicy:
+        """The model, ready to play. Raises PolicyError."""
+        policy = LMMPolicy.load(
+            self.folder if self.folder.is_dir() else self.model,
+            lora=None if self.adapter is None else LoRASettings.stored(self.adapter),
+            dtype=self.dtype,
+            device=self.device,
+            limits=SamplingLimits(max_new_tokens=self.max_new_tokens, temperature=temperature),
+            max_context_tokens=self.max_context_tokens,
+            system=self.system,
+        )
+        if self.adapter is not None:
+            policy.load_adapter(self.adapter)
+        return policy
+
+    def make_env(self, workflow: Workflow) -> MakeEnv:
+        """Makes environments with the rules of a workflow; the questions are given with each reset."""
+        return partial(MMSearchEnv, **{**self.env, **workflow.rules})
