@@ -23,6 +23,12 @@ BRIEF = {"prompts": "brief", "image_top_k": 3, "text_top_k": 3}
 """The environment's settings for the bundled model."""
 
 
+def model_folder(model: str) -> Path:
+    """The folder of a bundled checkpoint of this name, or the name itself as a path."""
+    bundled = Path(str(files("agents"))) / "checkpoints" / model
+    return bundled if bundled.is_dir() else Path(model)
+
+
 @dataclass(frozen=True, slots=True)
 class Playing:
     """A model and the environment it plays.
@@ -77,9 +83,8 @@ class Playing:
 
     @property
     def folder(self) -> Path:
-        """The folder of a bundled checkpoint, or the model's name as a path."""
-        bundled = Path(str(files("agents"))) / "checkpoints" / self.model
-        return bundled if bundled.is_dir() else Path(self.model)
+        """See :func:`model_folder`."""
+        return model_folder(self.model)
 
     def policy(self, *, temperature: float) -> LMMPolicy:
         """The model, ready to play. Raises PolicyError."""

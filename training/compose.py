@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from agents.engines.hf import SamplingLimits
 from agents.evaluate import Evaluation, evaluate
 from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy, LoRASettings
+from agents.playing import model_folder
 from agents.rollout import RolloutLimits, rollout
 from agents.trajectory import Group, Trajectory
 from mmsearch_env.env import MMSearchEnv
@@ -28,7 +28,7 @@ from mmsearch_env.errors import ConfigError
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.resources import resolve_questions
 from training.algorithms import GRPO, Algorithm
-from training.config import AlgorithmConfig, EnvConfig, PolicyConfig, RunConfig
+from training.config import AlgorithmConfig, EnvConfig, RunConfig
 from training.engine import AdamSettings, Place
 from training.order import spread
 from training.run import Parts
@@ -46,7 +46,7 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     """
     settings = config.policy
     policy = LMMPolicy.load(
-        model_path(settings),
+        folder if (folder := model_folder(settings.model)).is_dir() else settings.model,
         lora=LoRASettings(rank=settings.lora_rank, alpha=settings.lora_alpha),
         dtype=settings.dtype,
         device=str(device),
@@ -61,12 +61,6 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
         # small steps vanish in bfloat16: the adapter stays float32 whatever the base weights are
         parameter.data = parameter.data.float()
     return policy
-
-
-def model_path(settings: PolicyConfig) -> str:
-    """The bundled checkpoint of this name if there is one, else the folder or hub id as given."""
-    bundled = Path(str(files("agents"))) / "checkpoints" / settings.model
-    return str(bundled) if bundled.is_dir() else settings.model
 
 
 def build_algorithm(config: AlgorithmConfig) -> Algorithm:
@@ -113,7 +107,7 @@ def questions_during(config: RunConfig) -> list[Question]:
 
 def _labelled(config: RunConfig, file: str, split: str) -> QuestionSet:
     """A question file or a split of the world, with the labels measured for the model where it has some."""
-    return load_labels(model_path(config.policy)).on(resolve_questions(file or None, config.env.world, split))
+    return load_labels(model_folder(config.policy.model)).on(resolve_questions(file or None, config.env.world, split))
 
 
 def env_keywords(config: EnvConfig) -> dict[str, Any]:
@@ -222,8 +216,8 @@ def description(config: RunConfig) -> list[str]:
     rollout_config = config.rollout
     episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size
     passes = config.iterations * rollout_config.questions_per_iteration / len(questions)
-    model = model_path(config.policy)
-    where = "a folder here" if Path(model).is_dir() else "not a folder here: a hub id, fetched when the run starts"
+    model = model_folder(config.policy.model)
+    where = "a folder here" if model.is_dir() else "not a folder here: a hub id, fetched when the run starts"
     return [
         f"model       {model} ({where})",
         f"questions   {len(questions)} to train on ({passes:.2g} passes), {len(test)} before and after",

@@ -125,8 +125,7 @@ def present(config: RunConfig, console: Console) -> None:
         console.print(f"  {label:<12} {path}", highlight=False, soft_wrap=True)
     console.print(
         f"\nnext  tensorboard --logdir {folder.tensorboard}\n"
-        f"      python -m agents evaluate --run {folder.root} --workflow on_demand --workflow fixed_rag"
-        " --workflow on_demand --workflow fixed_rag",
+        f"      python -m agents evaluate --run {folder.root} --workflow on_demand --workflow fixed_rag",
         highlight=False,
         soft_wrap=True,
     )
