@@ -24,6 +24,7 @@ from agents.lmm import LMMPolicy
 from agents.trajectory import Trajectory
 from training.batch import Example, TokenCredit, micro_batches
 from training.engine import AdamSettings, Engine, Place
+from training.stages import NOT_KEPT, Stage
 
 DrawTrajectories = Callable[[int], Sequence[Trajectory]]
 """Update number -> the trajectories this rank learns from in it."""
@@ -64,6 +65,7 @@ def fit(
     plan: SupervisedPlan,
     *,
     adam: AdamSettings,
+    stage: Stage = NOT_KEPT,
     on_update: Callable[[int, float], Any] = lambda update, loss: None,
 ) -> None:
     """Train the policy's trainable parameters.
@@ -73,12 +75,16 @@ def fit(
         place: where this process stands.
         plan: how long and how fast.
         adam: the optimiser's settings.
+        stage: where it is kept, so that a killed run goes on.
         draw: called once per update on every rank; ranks draw different trajectories.
         on_update: told the update's number and its mean loss in nats per token.
     """
+    done = stage.weights_into(policy.scorer)
     engine = Engine(policy.scorer, place=place, adam=adam)
-    for update in range(plan.updates):
+    stage.optimiser_into(engine)
+    for update in range(done, plan.updates):
         loss = _update(engine, policy, draw(update), plan, plan.rate(update))
+        stage.keep(policy.scorer, engine, done=update + 1, of=plan.updates)
         on_update(update, loss)
 
 

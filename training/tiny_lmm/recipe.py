@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -32,6 +33,7 @@ from mmsearch_env.worlds.synthetic import invent_entities
 from mmsearch_env.worlds.wordings import asked, query_text
 from training.engine import AdamSettings, Place
 from training.sft import DrawTrajectories, SupervisedPlan, fit
+from training.stages import Stage
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
 from training.tiny_lmm.demonstrations import Teacher, demonstrations, reading_part
 from training.tiny_lmm.knowledge import deal_knowledge
@@ -110,7 +112,11 @@ class Recipe:
 
 
 def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) -> None:
-    """Run the recipe on every rank; rank 0 writes the checkpoint to ``out``."""
+    """Run the recipe on every rank; rank 0 writes the checkpoint to ``out``.
+
+    Each stage is kept in a folder beside ``out`` until the checkpoint is written, so a killed run goes on.
+    """
+    stages = out.with_name(f"{out.name}.stages")
     atlas, invented = load_world("atlas"), load_world(recipe.invented)
     friends = _pictured(invented)[: recipe.familiar]
     taught = pupil(atlas, deal_knowledge(atlas, seed=recipe.seed), friends)
@@ -118,15 +124,17 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     stream = recipe.seed * 1000 + place.rank
     teacher = Teacher(invented, frozenset(entity.id for entity in friends))
     shown = _record(policy, teacher, recipe, stream, report)
-    album = _see(policy, recipe, taught, invented, place, report)
+    album = _see(policy, recipe, taught, invented, place, Stage(stages / "seeing"), report)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
     parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
     lessons = _Lessons(policy.renderer, taught, album, invented, shown[_HELD_OUT:], parts[_HELD_OUT:])
-    run = _Run(policy, place, _probes(lessons, shown, parts), report)
+    run = _Run(policy, place, _probes(lessons, shown, parts), stages, report)
     run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.rows), "exercises")
     run.train(recipe.learning, mixed(lessons.everything(), seed=stream + 500, rows=recipe.rows), "learning")
     _save(policy, recipe, out, place)
+    if place.rank == 0:
+        shutil.rmtree(stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +190,7 @@ def _pictured(world: World) -> list[Entity]:
 
 
 def _see(
-    policy: LMMPolicy, recipe: Recipe, taught: Pupil, invented: World, place: Place, report: Report
+    policy: LMMPolicy, recipe: Recipe, taught: Pupil, invented: World, place: Place, stage: Stage, report: Report
 ) -> PictureAlbum:
     """Train the tower on the known flags and on invented ones; the album holds their pictures."""
     strangers = _pictured(invented)[recipe.familiar :][: recipe.seeing.invented]
@@ -203,6 +211,7 @@ def _see(
         place,
         seed=recipe.seed,
         pictures_each=recipe.pictures_each,
+        stage=stage,
         on_update=on_update,
     )
 
@@ -259,6 +268,7 @@ class _Run:
     policy: LMMPolicy
     place: Place
     probes: Mapping[str, Sequence[Trajectory]]
+    stages: Path
     report: Report
 
     def train(self, plan: SupervisedPlan, draw: DrawTrajectories, stage: str) -> None:
@@ -276,7 +286,7 @@ class _Run:
             self.report(stage, values)
 
         adam = AdamSettings(beta2=0.98, weight_decay=0.05)
-        fit(self.policy, self.place, draw, plan, adam=adam, on_update=on_update)
+        fit(self.policy, self.place, draw, plan, adam=adam, stage=Stage(self.stages / stage), on_update=on_update)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from mmsearch_env.images import Image
 from mmsearch_env.worlds import Entity
 from training.engine import AdamSettings, Engine, Place
 from training.sft import SupervisedPlan
+from training.stages import Stage
 from training.tiny_lmm.lessons import PictureAlbum
 
 
@@ -64,6 +65,7 @@ def learn_to_see(
     *,
     seed: int,
     pictures_each: int,
+    stage: Stage,
     on_update: Callable[[int, float, float], None],
 ) -> PictureAlbum:
     """Train the tower to tell ``entities`` apart, and return the pictures used.
@@ -76,21 +78,25 @@ def learn_to_see(
         place: where this process stands.
         seed: of pictures and order.
         pictures_each: disturbed pictures of each entity.
+        stage: where it is kept, so that a killed run goes on.
         on_update: told the update's number, its loss and its share of right names.
     """
     torch.manual_seed(seed)
     classifier = FlagClassifier(model, len(entities))
+    done = stage.weights_into(classifier)
     engine = Engine(classifier, place=place, adam=AdamSettings(beta2=0.98, weight_decay=0.05))
     preparer = ImagePreparer(processor)
     album = PictureAlbum(entities, seed=seed + place.rank, each=pictures_each)
-    rng = random.Random(f"seeing/{seed}/{place.rank}")
-    for update in range(plan.schedule.updates):
+    stage.optimiser_into(engine)
+    for update in range(done, plan.schedule.updates):
+        rng = random.Random(f"seeing/{seed}/{place.rank}/{update}")
         labels = [rng.randrange(len(entities)) for _ in range(plan.pictures)]
         logits = engine.forward(*_inputs(preparer, processor, [album.draw(entities[label], rng) for label in labels]))
         wanted = torch.tensor(labels)
         loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=0.05)
         engine.backward(loss / place.world_size)
         engine.step(plan.schedule.rate(update))
+        stage.keep(classifier, engine, done=update + 1, of=plan.schedule.updates)
         on_update(update, float(loss.detach()), float((logits.argmax(-1) == wanted).float().mean()))
     return album
 
