@@ -1,0 +1,68 @@
+"""The headline command, from training to the table, on a random tiny model and a few questions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
+
+from families import adapted_policy
+
+from training.headline import main
+
+SETTINGS = (
+    "iterations=1",
+    "env.world=synthetic:seed=1,entities=20",
+    "rollout.questions_per_iteration=2",
+    "rollout.group_size=2",
+    "rollout.max_new_tokens=6",
+    "rollout.max_context_tokens=700",
+    "evaluation.questions=6",
+    "evaluation.every=0",
+    "policy.lora_rank=2",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    policy = adapted_policy("qwen2_5_vl")
+    policy.model.unload().save_pretrained(folder)
+    policy.renderer.processor.save_pretrained(folder)
+    return folder
+
+
+def headline(model: Path, folder: Path, *more: str) -> int:
+    place = ("--folder", str(folder), "--seeds", "3", "--processes", "1", "--recipe", "headline")
+    return main([*place, *SETTINGS, f"policy.model={model}", *more])
+
+
+def test_it_trains_plays_and_compares_and_does_nothing_twice(model: Path, tmp_path: Path) -> None:
+    assert headline(model, tmp_path) == 1  # a random model holds hardly any claim
+    found = json.loads((tmp_path / "headline.json").read_text())
+    assert len(found) == 10
+    assert {claim["name"]: claim["measured"] for claim in found}["search gap"] == "no labelled questions"
+    played = sorted(tmp_path.glob("*-*.json"))
+    assert [path.stem for path in played] == [
+        "seed-3-fixed_rag",
+        "seed-3-on_demand",
+        "untrained-direct",
+        "untrained-fixed_rag",
+        "untrained-on_demand",
+    ]
+    assert len(json.loads(played[0].read_text())["outcomes"]) == 6
+    before = {path: path.stat().st_mtime_ns for path in played}
+    played[0].write_text("cut off in the mid")
+    assert headline(model, tmp_path) == 1
+    again = {path: path.stat().st_mtime_ns for path in played}
+    assert [path for path in played if before[path] != again[path]] == played[:1]
+    assert len(json.loads(played[0].read_text())["outcomes"]) == 6
+
+
+def test_a_mistake_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--folder", str(tmp_path), "optimiser.learning_rat=1"]) == 2
+    assert "learning_rat" in capsys.readouterr().err
