@@ -58,7 +58,7 @@ TAGS = tuple(
 )
 TAGS = (*TAGS, "<img>")
 Report = Callable[[str, dict[str, float]], None]
-_REPORT_EVERY = 50
+_REPORT_EVERY = 100
 _ROUNDS = ((3, 0.85), (2, 0.15))
 """Round limits of the demonstrations, and their shares."""
 _HELD_OUT = 64
@@ -91,10 +91,10 @@ class Recipe:
     rows: int = 60
     seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=450, learning_rate=2e-3, warmup=50, decay_share=0.5))
     exercises: SupervisedPlan = SupervisedPlan(
-        updates=1200, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
+        updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     learning: SupervisedPlan = SupervisedPlan(
-        updates=3000, learning_rate=3e-3, warmup=50, decay_share=0.6, token_budget=2048, observed_weight=0.4
+        updates=2600, learning_rate=3e-3, warmup=50, decay_share=0.6, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
