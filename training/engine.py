@@ -103,9 +103,10 @@ def wait_for_all() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes; the last thing a run does."""
+    """Part from the other processes; the last thing a run does. A later :func:`join` begins anew."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        # DeepSpeed's own call: it also forgets the groups it keeps, which a later run in this process would trip over.
+        _deepspeed().comm.destroy_process_group()
 
 
 class Engine:

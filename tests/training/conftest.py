@@ -16,9 +16,9 @@ from bandit import GuessPolicy, GuessTask, guess_questions
 from training.engine import Place, join, leave
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def place() -> Iterator[Place]:
-    """This process, alone in its run."""
+    """This process, alone in its run, whatever runs it was in before."""
     yield join(timeout_s=60.0)
     leave()
 
