@@ -6,21 +6,24 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.evaluate import evaluate
-from agents.labels import EPISODES, LABELS_FILE, load_labels, measure_labels, save_labels
+from agents.labels import EPISODES, LABELS_FILE, labels_in, load_labels, measure_labels, save_labels
 from agents.playing import BRIEF, Playing
 from agents.tables import evaluation_table
-from agents.trajectory import Trajectory
 from agents.workflows import WORKFLOWS
 from mmsearch_env.errors import ConfigError, MMSearchError
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
+
+_LABELLED_AT_ONCE = 256
+"""Questions after which labels are written, so that a stopped command goes on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,10 +76,17 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
     evaluations = []
     for name in options.workflow or ["on_demand"]:
         workflow = WORKFLOWS[name]
-        with _EpisodeBar(console, name, len(questions)) as advance:
+        with _Bar(console, name, len(questions)) as bar:
             make_env = playing.make_env(workflow)
             evaluations.append(
-                evaluate(policy, make_env, questions, seed=options.seed, workflow=workflow, on_episode=advance)
+                evaluate(
+                    policy,
+                    make_env,
+                    questions,
+                    seed=options.seed,
+                    workflow=workflow,
+                    on_episode=lambda _: bar.advance(1),
+                )
             )
     Console().print(evaluation_table(evaluations))
     if options.out:
@@ -87,12 +97,18 @@ def _label(options: argparse.Namespace, console: Console) -> None:
     playing = _playing(options)
     questions = _questions(options, playing)
     policy = playing.policy(temperature=1.0)
-    with _EpisodeBar(console, "labelling", 0) as advance:
-        labels = measure_labels(policy, playing.make_env, questions, seed=options.seed, on_episode=advance)
     out = options.out or playing.folder / LABELS_FILE
-    save_labels(labels, out, weights=playing.folder)
-    counts = Counter(labels.by_id.values())
-    Console().print(f"{len(labels.by_id)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
+    labels = labels_in(out, weights=playing.folder).about(questions)
+    left = [question for question in questions if question.id not in labels.by_id]
+    with _Bar(console, "labelled", len(questions), done=len(labels.by_id)) as bar:
+        for start in range(0, len(left), _LABELLED_AT_ONCE):
+            part = left[start : start + _LABELLED_AT_ONCE]
+            labels = save_labels(
+                measure_labels(policy, playing.make_env, part, seed=options.seed), out, weights=playing.folder
+            )
+            bar.advance(len(part))
+    counts = Counter(labels.about(questions).by_id.values())
+    Console().print(f"{len(questions)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
 
 
 def _playing(options: argparse.Namespace) -> Playing:
@@ -116,17 +132,21 @@ def _questions(options: argparse.Namespace, playing: Playing) -> QuestionSet:
     return QuestionSet(found.name, list(found)[: options.limit or None], found.skipped)
 
 
-class _EpisodeBar:
-    """A bar that counts episodes while it is open."""
+class _Bar:
+    """A bar that counts questions while it is open."""
 
-    def __init__(self, console: Console, name: str, total: int) -> None:
+    def __init__(self, console: Console, name: str, total: int, *, done: int = 0) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-        self._task = self._bar.add_task(name, total=total or None)
+        self._task = self._bar.add_task(name, total=total, completed=done)
 
-    def __enter__(self) -> Callable[[Trajectory], None]:
+    def __enter__(self) -> Self:
         self._bar.start()
-        return lambda trajectory: self._bar.advance(self._task)
+        return self
+
+    def advance(self, questions: int) -> None:
+        """So many more are done."""
+        self._bar.advance(self._task, questions)
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from agents.policy import Policy
 from agents.rollout import MakeEnv, RolloutLimits, rollout
-from agents.trajectory import Trajectory
 from agents.workflows import DIRECT, FIXED_RAG, IMAGE_ONLY, TEXT_ONLY, Workflow
 from mmsearch_env.errors import DataError
 from mmsearch_env.questions import Question, QuestionSet
@@ -45,7 +44,6 @@ def measure_labels(
     *,
     seed: int,
     limits: RolloutLimits | None = None,
-    on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> Labels:
     """Label every question for ``policy``, which must sample at temperature 1.
 
@@ -55,7 +53,6 @@ def measure_labels(
         questions: what to label.
         seed: of all episodes.
         limits: how many episodes go on at once.
-        on_episode: told of every finished episode.
     """
     labels: dict[str, str] = {}
     open_questions = list(questions)
@@ -70,7 +67,6 @@ def measure_labels(
             seed=seed,
             workflow=workflow,
             limits=limits,
-            on_episode=on_episode,
         )
         labels |= {g.question_id: label for g in groups if sum(t.success for t in g.trajectories) >= EPISODES / 2}
         open_questions = [question for question in open_questions if question.id not in labels]
@@ -92,7 +88,12 @@ class Labels:
     @classmethod
     def of(cls, questions: Iterable[Question], by_id: Mapping[str, str]) -> Self:
         """The labels of these questions."""
-        return cls(dict(by_id), {question.id: _wording(question) for question in questions if question.id in by_id})
+        wordings = {question.id: _wording(question) for question in questions if question.id in by_id}
+        return cls({id_: by_id[id_] for id_ in wordings}, wordings)
+
+    def about(self, questions: Iterable[Question]) -> Labels:
+        """The labels of these questions that were measured for these very words."""
+        return Labels.of((q for q in questions if self.wordings.get(q.id) == _wording(q)), self.by_id)
 
     def on(self, questions: QuestionSet) -> QuestionSet:
         """The same questions with their labels as categories; a question without a label keeps its own.
@@ -112,22 +113,39 @@ class Labels:
         return QuestionSet(questions.name, named, questions.skipped)
 
 
-def save_labels(labels: Labels, path: Path, *, weights: Path) -> None:
+def save_labels(labels: Labels, path: Path, *, weights: Path) -> Labels:
     """Write labels as JSON, bound to the weights in the folder ``weights``; those of other questions are kept.
+
+    Returns:
+        All labels now in the file.
 
     Raises:
         DataError: the file cannot be written.
     """
-    kept = load_labels(path.parent) if path.name == LABELS_FILE and _is_current(path, weights) else Labels({}, {})
-    rows = {id_: [label, kept.wordings[id_]] for id_, label in kept.by_id.items()}
-    rows |= {id_: [label, labels.wordings[id_]] for id_, label in labels.by_id.items()}
-    data = {"weights": weights_digest(weights), "labels": dict(sorted(rows.items()))}
+    kept = labels_in(path, weights=weights)
+    whole = Labels({**kept.by_id, **labels.by_id}, {**kept.wordings, **labels.wordings})
+    rows = {id_: [label, whole.wordings[id_]] for id_, label in sorted(whole.by_id.items())}
+    beside = path.with_name(f"{path.name}.new")
     try:
-        path.write_text(json.dumps(data, indent=0) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps({"weights": weights_digest(weights), "labels": rows}, indent=0) + "\n")
+        beside.replace(path)
     except OSError as error:
         raise DataError(
             f"{path}: expected to write labels there, got {error.strerror}; choose another --out"
         ) from error
+    return whole
+
+
+def labels_in(path: Path, *, weights: Path) -> Labels:
+    """The labels in a file, if it has some of the weights in the folder ``weights``; else none.
+
+    Raises:
+        DataError: the file is no file of labels.
+    """
+    if not path.is_file():
+        return Labels({}, {})
+    data = _read(path)
+    return _labels_of(data) if data["weights"] == weights_digest(weights) else Labels({}, {})
 
 
 def load_labels(folder: str | Path) -> Labels:
@@ -145,8 +163,7 @@ def load_labels(folder: str | Path) -> Labels:
             f"{path}: expected labels of the weights beside it, got those of others; measure them again "
             "(`python -m agents label`)"
         )
-    rows: Mapping[str, tuple[str, str]] = data["labels"]
-    return Labels({id_: row[0] for id_, row in rows.items()}, {id_: row[1] for id_, row in rows.items()})
+    return _labels_of(data)
 
 
 def weights_digest(folder: Path) -> str:
@@ -161,8 +178,9 @@ def weights_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def _is_current(path: Path, weights: Path) -> bool:
-    return path.is_file() and _read(path)["weights"] == weights_digest(weights)
+def _labels_of(data: Mapping[str, Any]) -> Labels:
+    rows: Mapping[str, tuple[str, str]] = data["labels"]
+    return Labels({id_: row[0] for id_, row in rows.items()}, {id_: row[1] for id_, row in rows.items()})
 
 
 def _read(path: Path) -> Mapping[str, Any]:

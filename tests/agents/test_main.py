@@ -9,9 +9,10 @@ import pytest
 from families import adapted_policy
 
 from agents.__main__ import main
-from agents.labels import LABELS_FILE, load_labels
+from agents.labels import LABELS_FILE, Labels, load_labels
 from agents.playing import Playing
 from mmsearch_env.errors import DataError
+from mmsearch_env.questions import Question
 
 WORLD = "synthetic:seed=1,entities=20"
 
@@ -65,6 +66,27 @@ def test_label_writes_beside_the_weights(model: Path) -> None:
     assert call("label", "--model", model, "--world", WORLD) == 0
     assert len(load_labels(model).by_id) == 4
     assert (model / LABELS_FILE).is_file()
+
+
+def test_label_goes_on_and_plays_nothing_twice(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / LABELS_FILE).unlink(missing_ok=True)
+    asked: list[list[str]] = []
+
+    def measured(policy: object, make_env: object, questions: list[Question], *, seed: int) -> Labels:
+        asked.append([question.id for question in questions])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return Labels.of(questions, dict.fromkeys(asked[-1], "search_free"))
+
+    monkeypatch.setattr("agents.__main__.measure_labels", measured)
+    monkeypatch.setattr("agents.__main__._LABELLED_AT_ONCE", 3)
+    with pytest.raises(KeyboardInterrupt):
+        call("label", "--model", model, "--world", WORLD)
+    assert call("label", "--model", model, "--world", WORLD) == 0
+    assert [len(part) for part in asked] == [3, 1, 1]
+    assert asked[2] == asked[1]
+    assert call("label", "--model", model, "--world", WORLD) == 0
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
