@@ -69,7 +69,7 @@ headline: $(STAMPS)/train | $(CHECKPOINT)/model.safetensors
 
 checkpoint: $(STAMPS)/train
 	$(RUN) -m training.tiny_lmm $(CHECKPOINT) $(ARGS)
-	$(BIN)/python -m agents label --model $(CHECKPOINT)
+	$(BIN)/python -m agents label --model $(CHECKPOINT) --processes $(PROCESSES)
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest $(ARGS)

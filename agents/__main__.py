@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.evaluate import evaluate
-from agents.labels import EPISODES, LABELS_FILE, labels_in, load_labels, measure_labels, save_labels
+from agents.labelling import measured_labels
+from agents.labels import EPISODES, LABELS_FILE, labels_in, load_labels, save_labels
 from agents.playing import BRIEF, Playing
 from agents.tables import evaluation_table
 from agents.workflows import WORKFLOWS
@@ -22,7 +23,7 @@ from mmsearch_env.errors import ConfigError, MMSearchError
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
 
-_LABELLED_AT_ONCE = 256
+_LABELLED_AT_ONCE = 128
 """Questions after which labels are written, so that a stopped command goes on."""
 
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     scoring.set_defaults(call=_evaluate)
     labelling = commands.add_parser("label", parents=[common], help="measure which searches each question needs")
     labelling.add_argument("--split", default="all", help="train, validation, test or all (%(default)s)")
+    labelling.add_argument("--processes", type=int, default=1, help="CPU processes that share the work (%(default)s)")
     labelling.set_defaults(call=_label, run=None, adapter=None)
     return parser
 
@@ -94,19 +96,18 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _label(options: argparse.Namespace, console: Console) -> None:
+    if options.processes < 1:
+        raise ConfigError(f"--processes: expected 1 or more, got {options.processes}")
     playing = _playing(options)
     questions = _questions(options, playing)
-    policy = playing.policy(temperature=1.0)
     out = options.out or playing.folder / LABELS_FILE
     labels = labels_in(out, weights=playing.folder).about(questions)
     left = [question for question in questions if question.id not in labels.by_id]
+    parts = [left[start : start + _LABELLED_AT_ONCE] for start in range(0, len(left), _LABELLED_AT_ONCE)]
     with _Bar(console, "labelled", len(questions), done=len(labels.by_id)) as bar:
-        for start in range(0, len(left), _LABELLED_AT_ONCE):
-            part = left[start : start + _LABELLED_AT_ONCE]
-            labels = save_labels(
-                measure_labels(policy, playing.make_env, part, seed=options.seed), out, weights=playing.folder
-            )
-            bar.advance(len(part))
+        for measured in measured_labels(playing, parts, seed=options.seed, processes=options.processes):
+            labels = save_labels(measured, out, weights=playing.folder)
+            bar.advance(len(measured.by_id))
     counts = Counter(labels.about(questions).by_id.values())
     Console().print(f"{len(questions)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
 

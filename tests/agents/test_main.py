@@ -68,6 +68,16 @@ def test_label_writes_beside_the_weights(model: Path) -> None:
     assert (model / LABELS_FILE).is_file()
 
 
+def test_two_processes_measure_the_labels_of_one(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.__main__._LABELLED_AT_ONCE", 2)
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / f"{processes}.json"
+        assert call("label", "--model", model, "--world", WORLD, "--out", out, "--processes", processes) == 0
+        found.append(json.loads(out.read_text()))
+    assert found[0] == found[1]
+
+
 def test_label_goes_on_and_plays_nothing_twice(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (model / LABELS_FILE).unlink(missing_ok=True)
     asked: list[list[str]] = []
@@ -78,7 +88,7 @@ def test_label_goes_on_and_plays_nothing_twice(model: Path, monkeypatch: pytest.
             raise KeyboardInterrupt
         return Labels.of(questions, dict.fromkeys(asked[-1], "search_free"))
 
-    monkeypatch.setattr("agents.__main__.measure_labels", measured)
+    monkeypatch.setattr("agents.labelling.measure_labels", measured)
     monkeypatch.setattr("agents.__main__._LABELLED_AT_ONCE", 3)
     with pytest.raises(KeyboardInterrupt):
         call("label", "--model", model, "--world", WORLD)

@@ -32,6 +32,8 @@ from training.tiny_lmm.knowledge import Knowledge, known
 _PROTOCOL = MMSearchR1(load_prompts("brief"))
 _ONLY_ANSWER = Rules(max_rounds=1)
 """Under these rules the environment itself says that only an answer is left."""
+_IDENTIFY_SHARE = 0.25
+"""Share of pictures that are to be named; there are nine facts for every name."""
 
 Lesson = Callable[[random.Random], Trajectory]
 """Draws one trajectory to learn from."""
@@ -89,7 +91,7 @@ def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -
     both = taught.both
 
     def draw(rng: random.Random) -> Trajectory:
-        if rng.random() < 0.4:
+        if rng.random() < _IDENTIFY_SHARE:
             entity, relation = rng.choice(taught.flags), IDENTIFY
         else:
             entity = rng.choice(both)

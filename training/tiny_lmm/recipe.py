@@ -88,7 +88,7 @@ class Recipe:
     familiar: int = 48
     pictures_each: int = 24
     demonstrations: int = 7000
-    rows: int = 60
+    rows: int = 70
     seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=450, learning_rate=2e-3, warmup=50, decay_share=0.5))
     exercises: SupervisedPlan = SupervisedPlan(
         updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
@@ -166,8 +166,8 @@ class _Lessons:
             (title_lesson(self.renderer, self.invented.entities), 0.08),
             (recorded_lesson(self.parts), 0.15),
             (recorded_lesson(self.shown), 0.22),
-            (picture_lesson(self.renderer, self.taught, self.album), 0.15),
-            (fact_lesson(self.renderer, self.taught), 0.07),
+            (picture_lesson(self.renderer, self.taught, self.album), 0.26),
+            (fact_lesson(self.renderer, self.taught), 0.16),
         ]
 
 
