@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -117,8 +118,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
             EpisodeError: a turn is under way.
             DataError: the question asked for does not exist or its picture is broken, or no question can be used.
         """
-        if self._searching:
-            raise EpisodeError("expected an episode between two turns, got one within a turn; await the turn first")
+        self._expect_rest()
         super().reset(seed=seed)
         question, image = self._choose(options or {})
         told = self.protocol.first_message(question, image, self.rules)
@@ -156,16 +156,26 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         """First third of a turn: what ``action`` means and whether it is allowed. Changes nothing."""
         if self.state.ended:
             raise EpisodeError("expected an episode that goes on, got one that ended; call reset first")
-        if self._searching:
-            raise EpisodeError("expected one turn at a time, got a second one while a tool is asked; await the first")
+        self._expect_rest()
         return understand(action, self.protocol, self.rules, self.state)
 
     async def search(self, move: Move) -> SearchResult | ToolError:
         """Second third of a turn, for a move that ``searches``: ask the tool."""
         query, kind = query_of(move.action, self.question, self.episode.image), ActionKind(move.kind)
+        with self.turn():
+            return await ask(self.tools[kind], query, top_k=self.top_k(kind), timeout_s=self.settings.tool_timeout_s)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, a tool is asked: no other turn, reset or change of state may come between.
+
+        Raises:
+            EpisodeError: a turn is under way already.
+        """
+        self._expect_rest()
         self._searching = True
         try:
-            return await ask(self.tools[kind], query, top_k=self.top_k(kind), timeout_s=self.settings.tool_timeout_s)
+            yield
         finally:
             self._searching = False
 
@@ -244,12 +254,12 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
 
     def get_state(self) -> Snapshot:
         """The episode at rest, to be gone on with here or in another environment with the same settings."""
-        if self._searching:
-            raise EpisodeError("expected an episode between two turns, got one within a turn; await the turn first")
+        self._expect_rest()
         return Snapshot(self.episode, self.np_random.bit_generator.state)
 
     def set_state(self, snapshot: Snapshot) -> dict[str, Any]:
         """Go on from ``snapshot``; returns the observation the player has to answer."""
+        self._expect_rest()
         self._episode = snapshot.episode
         self.np_random.bit_generator.state = dict(snapshot.rng_state)
         return self._observation()
@@ -274,12 +284,18 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
 
     # Inside ----------------------------------------------------------------------------------------------------
 
+    def _expect_rest(self) -> None:
+        if self._searching:
+            raise EpisodeError("expected an episode between two turns, got one within a turn; await the turn first")
+
     def _choose(self, options: Mapping[str, Any]) -> tuple[Question, Image]:
         """The question asked for, or a random one."""
         if unknown := set(options) - {"question", "question_id"}:
             raise ConfigError(f"options: expected 'question' or 'question_id', got {sorted(unknown)}; mend the call")
         if not options:
             return self._draw.draw(self.np_random)
+        if not isinstance(options.get("question_id", ""), str):
+            raise ConfigError(f"options: expected a text under 'question_id', got {options['question_id']!r}")
         question = options["question"] if "question" in options else self.questions.by_id(options["question_id"])
         if not isinstance(question, Question):
             raise ConfigError(f"options: expected a Question under 'question', got {type(question).__name__}")

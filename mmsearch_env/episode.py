@@ -51,6 +51,10 @@ class Outcome(StrEnum):
     MALFORMED = "malformed"
 
 
+_MOST = 2**31 - 1
+"""No limit may be larger: it has to fit an observation's counter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """The limits of an episode.
@@ -70,8 +74,8 @@ class Rules:
     def __post_init__(self) -> None:
         for name, least in (("max_rounds", 1), ("max_image_searches", 0), ("max_text_searches", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+                raise ConfigError(f"{name}: expected a whole number of {least} to {_MOST}, got {value!r}")
         if not isinstance(self.crop, bool):
             raise ConfigError(f"crop: expected true or false, got {self.crop!r}; mend the setting")
 

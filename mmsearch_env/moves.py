@@ -126,7 +126,14 @@ def checked(action: Action) -> Action:
 
 
 def _attempt(given: object) -> Action:
-    if isinstance(given, (Answer, ImageSearch, TextSearch, Malformed)):
+    if isinstance(given, (Answer, TextSearch)):
+        text = given.text if isinstance(given, Answer) else given.query
+        if not isinstance(text, str):
+            raise EpisodeError(
+                f"expected a text in {type(given).__name__}, got {type(text).__name__}; see env.action_space"
+            )
+        return given
+    if isinstance(given, (ImageSearch, Malformed)):
         return given
     if isinstance(given, Mapping):
         member: Mapping[str, Any] = given

@@ -95,9 +95,13 @@ def _resolve_tool(kind: ActionKind, spec: Any, world: str) -> SearchTool:
     if isinstance(spec, SearchTool):
         return spec
     try:
+        if not isinstance(spec, (str, Mapping)):
+            raise TypeError("neither a name nor a mapping")
         text = json.dumps(spec, sort_keys=True)
     except TypeError as error:
-        raise ConfigError(f"tools: expected a tool, a name or a JSON-able mapping for {kind}, got {spec!r}") from error
+        raise ConfigError(
+            f"tools: expected a name, a JSON-able mapping or a tool (name, search, aclose) for {kind}, got {spec!r}"
+        ) from error
     name = spec.get("name") if isinstance(spec, Mapping) else spec
     # A scripted tool remembers where it is in its script, so each environment has its own.
     return _build_tool(kind, text, world) if name == "fake" else _shared_tool(kind, text, world)

@@ -173,7 +173,7 @@ class RewardRules:
 
     def _price(self, metric_points: float, charged: int) -> float:
         if self.form == RewardForm.SUBTRACTIVE:
-            return self.search_penalty * charged
+            return self.search_penalty * float(charged)
         return metric_points * (1.0 - (1.0 - self.search_penalty) ** charged)
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmsearch_env.actions import Action, ImageSearch, TextSearch
 from mmsearch_env.errors import EpisodeError, ToolError, ToolTimeout
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question
-from mmsearch_env.tools.search_tool import ImageQuery, Query, SearchResult, SearchTool, TextQuery
+from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
+
+_HIT_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "title": (str,),
+    "url": (str,),
+    "snippet": (str,),
+    "score": (int, float),
+    "thumbnail": (Image, type(None)),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -36,23 +44,14 @@ async def ask(tool: SearchTool, query: Query, *, top_k: int, timeout_s: float) -
     try:
         async with asyncio.timeout(timeout_s):
             result = await tool.search(query, top_k=top_k)
-    except TimeoutError:
-        error: ToolError = ToolTimeout(f"{tool.name}: expected a reply within {timeout_s:g} s, got none")
-    except ToolError as raised:
-        error = raised
+        return checked(result, tool, top_k=top_k)
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise  # somebody cancels the episode, not the tool itself
-        error = ToolError(f"{tool.name}: expected a result, got a cancelled search", code="cancelled")
-    except Exception as raised:  # noqa: BLE001  whatever a tool does wrong is a failed search, recorded as such
-        error = ToolError(f"{tool.name}: expected a result, got {type(raised).__name__}: {raised}", code="tool_error")
-        _log.warning("%s", error, exc_info=raised)
-    else:
-        if isinstance(result, SearchResult):
-            return SearchResult(result.hits[:top_k])
-        error = ToolError(f"{tool.name}: expected a SearchResult, got {type(result).__name__}", code="bad_reply")
-    _log.info("search failed: %s", error)
-    return error
+        return _failed(tool, ToolError(f"{tool.name}: expected a result, got a cancelled search", code="cancelled"))
+    # SystemExit and GeneratorExit too: raised in a coroutine, they would stop the loop for every other episode.
+    except (Exception, SystemExit, GeneratorExit) as raised:  # noqa: BLE001
+        return _failed(tool, raised, timeout_s=timeout_s)
 
 
 async def ask_together(
@@ -60,12 +59,53 @@ async def ask_together(
 ) -> list[SearchResult | ToolError]:
     """The answers to several queries, in order: in one call if the tool offers ``search_many``, else side by side.
 
-    Where the joint call fails, each query is asked alone, so that one bad query spoils no other.
+    ``search_many(queries, *, top_k)`` is a plain function; it runs in a thread, so that it holds nobody up. Where the
+    joint call fails, each query is asked alone, so that one bad query spoils no other.
     """
     search_many = getattr(tool, "search_many", None)
     if search_many is not None and len(queries) > 1:
         try:
-            return [SearchResult(result.hits[:top_k]) for result in search_many(queries, top_k=top_k)]
-        except Exception as raised:  # noqa: BLE001  whatever went wrong, asking one by one finds out for whom
+            async with asyncio.timeout(timeout_s):
+                results = await asyncio.to_thread(search_many, queries, top_k=top_k)
+            if len(results) != len(queries):
+                raise ToolError(f"{tool.name}: expected {len(queries)} results, got {len(results)}", code="bad_reply")
+            return [checked(result, tool, top_k=top_k) for result in results]
+        except TimeoutError as raised:
+            return [_failed(tool, raised, timeout_s=timeout_s) for _ in queries]
+        except (Exception, SystemExit, GeneratorExit) as raised:  # noqa: BLE001  asking one by one finds out for whom
             _log.info("%s: joint search failed, asking one by one: %s", tool.name, raised)
     return await asyncio.gather(*(ask(tool, query, top_k=top_k, timeout_s=timeout_s) for query in queries))
+
+
+def checked(result: object, tool: SearchTool, *, top_k: int) -> SearchResult:
+    """What a tool returned, cut to ``top_k`` hits.
+
+    Raises:
+        ToolError: something in it is not of the type declared (``bad_reply``).
+    """
+
+    def expect(kinds: tuple[type, ...], what: str, value: object) -> None:
+        if not isinstance(value, kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ToolError(f"{tool.name}: expected {wanted} as {what}, got {type(value).__name__}", code="bad_reply")
+
+    expect((SearchResult,), "result", result)
+    assert isinstance(result, SearchResult)
+    expect((tuple,), "hits", result.hits)
+    for hit in result.hits[:top_k]:
+        expect((Hit,), "hit", hit)
+        for name, kinds in _HIT_FIELDS.items():
+            expect(kinds, f"{name} of a hit", getattr(hit, name))
+    return SearchResult(result.hits[:top_k])
+
+
+def _failed(tool: SearchTool, raised: BaseException, *, timeout_s: float = 0.0) -> ToolError:
+    """The error that stands for whatever a tool did wrong."""
+    if isinstance(raised, TimeoutError):
+        raised = ToolTimeout(f"{tool.name}: expected a reply within {timeout_s:g} s, got none")
+    if isinstance(raised, ToolError):
+        _log.info("search failed: %s", raised)
+        return raised
+    error = ToolError(f"{tool.name}: expected a result, got {type(raised).__name__}: {raised}", code="tool_error")
+    _log.warning("%s", error, exc_info=raised)
+    return error

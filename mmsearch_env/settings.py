@@ -56,6 +56,9 @@ class EnvSettings:
     history: str = "turn"
 
     def __post_init__(self) -> None:
+        for name in ("world", "split", "protocol", "prompts"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ConfigError(f"{name}: expected a text, got {value!r}; mend the setting")
         for name in ("image_top_k", "text_top_k"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -183,7 +183,10 @@ def to_action(member: Mapping[str, Any]) -> Action:
     """
     kind = _kind(member)
     if kind is ActionKind.IMAGE_SEARCH:
-        return ImageSearch(clean_bbox(member.get("bbox", FULL_FRAME)))
+        try:
+            return ImageSearch(clean_bbox(member.get("bbox", FULL_FRAME)))
+        except (TypeError, ValueError) as error:
+            raise EpisodeError(f"expected numbers under 'bbox', got {error}; see env.action_space") from error
     text = member.get("text", "")
     if not isinstance(text, str):
         raise EpisodeError(f"expected a string under 'text', got {type(text).__name__}; see env.action_space")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any
 
@@ -160,7 +161,10 @@ class MMSearchVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             for number, episode in zip(numbers, episodes, strict=True)
         ]
         timeout_s = self.envs[0].settings.tool_timeout_s
-        return await ask_together(tool, queries, top_k=self.envs[0].top_k(kind), timeout_s=timeout_s)
+        with ExitStack() as turns:
+            for number in numbers:
+                turns.enter_context(self.envs[number].turn())
+            return await ask_together(tool, queries, top_k=self.envs[0].top_k(kind), timeout_s=timeout_s)
 
     def _finish(self, moves: Mapping[int, Move], results: Mapping[int, SearchResult | ToolError]) -> VectorStepReturn:
         rewards = np.zeros(self.num_envs, dtype=np.float64)

@@ -25,6 +25,7 @@ from mmsearch_env.candidates import CandidateLayout
 from mmsearch_env.env import MMSearchEnv, StepReturn
 from mmsearch_env.errors import ConfigError, EpisodeError
 from mmsearch_env.images import Image
+from mmsearch_env.moves import checked
 from mmsearch_env.protocols import Protocol
 from mmsearch_env.spaces import UnicodeText
 
@@ -83,6 +84,8 @@ class CandidateActions(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
         super().__init__(env)
         if min(n_titles, n_snippets) < 0:
             raise ConfigError(f"n_titles and n_snippets: expected at least 0, got {n_titles} and {n_snippets}")
+        if isinstance(vocabulary, str) or not all(isinstance(checked(Answer(word)), Answer) for word in vocabulary):
+            raise ConfigError(f"vocabulary: expected a list of answers, got {vocabulary!r}; leave out empty, long ones")
         self.layout = CandidateLayout(n_titles, n_snippets, tuple(vocabulary))
         self.action_space = spaces.Discrete(self.layout.size)
 
@@ -102,7 +105,9 @@ class CandidateActions(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
         return observation, {**info, "action_mask": self.action_masks().astype(np.int8)}
 
     def step(self, action: Any) -> StepReturn:
-        """Take the candidate with this number."""
+        """Take the candidate with this number. Raises EpisodeError for a number outside the action space."""
+        if not 0 <= int(action) < self.layout.size:
+            raise EpisodeError(f"expected a candidate of 0 to {self.layout.size - 1}, got {action}; see action_space")
         chosen = self.candidates[int(action)]
         if chosen is None:
             chosen = Malformed(MalformedCode.NO_ACTION, f"candidate {int(action)} means nothing in this round")

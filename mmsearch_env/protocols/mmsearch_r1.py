@@ -86,7 +86,7 @@ class MMSearchR1:
         return not (before.strip() or between.strip() or after.strip())
 
     def format(self, action: Action, *, reason: str) -> str:
-        """The canonical text of an action; coordinates of a box are given to four decimals."""
+        """The canonical text of an action; coordinates of a box are given to six digits."""
         return f"<reason>{self.neutralise(reason)}</reason>{self._tagged(action)}"
 
     def _tagged(self, action: Action) -> str:
@@ -96,7 +96,7 @@ class MMSearchR1:
             case TextSearch(query):
                 return f"<text_search>{self.neutralise(query)}</text_search>"
             case ImageSearch(bbox):
-                box = "" if bbox == FULL_FRAME else ",".join(f"{round(value, 4):g}" for value in bbox)
+                box = "" if bbox == FULL_FRAME else ",".join(f"{value:g}" for value in bbox)
                 return f"<search><img>{box}</search>"
             case Malformed():
                 return ""
@@ -121,7 +121,6 @@ class MMSearchR1:
     def result_message(self, kind: ActionKind, result: SearchResult, view: EpisodeView) -> Message:
         """The hits inside the information tags, then what to do next."""
         template = self.prompts.image_hit if kind is ActionKind.IMAGE_SEARCH else self.prompts.text_hit
-        after = self.prompts.after_image_search if kind is ActionKind.IMAGE_SEARCH else self.prompts.after_text_search
         body: list[Part] = []
         for rank, hit in enumerate(result.hits, start=1):
             body += [TextPart("\n")] if body else []
@@ -129,7 +128,7 @@ class MMSearchR1:
         if not body:
             body.append(TextPart(self.prompts.no_hits.fill({**_counters(view), "kind": _spoken(kind)})))
         note = f"\n{self.prompts.crop_ignored.fill(_counters(view))}" if view.box_ignored else ""
-        return _user(*self._information(body), TextPart(note), *self._next_step(view, after))
+        return _user(*self._information(body), TextPart(note), *self._next_step(view, self._after(kind, view)))
 
     def failure_message(self, kind: ActionKind, view: EpisodeView) -> Message:
         """One fixed sentence inside the information tags."""
@@ -162,6 +161,12 @@ class MMSearchR1:
             TextPart(self.neutralise(part.text)) if isinstance(part, TextPart) else part for part in joined(body)
         )
         return (TextPart("<information>"), *harmless, TextPart("</information>"))
+
+    def _after(self, kind: ActionKind, view: EpisodeView) -> Prompt | None:
+        """What is said after hits of this kind; nothing where it would invite to a search that is not allowed."""
+        if kind is ActionKind.TEXT_SEARCH:
+            return self.prompts.after_text_search
+        return self.prompts.after_image_search if view.allows(ActionKind.TEXT_SEARCH) else None
 
     def _next_step(self, view: EpisodeView, after: Prompt | None) -> tuple[Part, ...]:
         """What to do next: answer now, if nothing else is left."""
@@ -212,7 +217,8 @@ def _image_search(box: str) -> Action:
 
 def _user(*parts: Part) -> Message:
     readable = (TextPart(writable(part.text)) if isinstance(part, TextPart) else part for part in parts)
-    return Message("user", joined(readable))
+    # Even where every prompt is empty something is said: an observation of no parts would join two turns of the player.
+    return Message("user", joined(readable) or (TextPart(""),))
 
 
 def _one_line(text: str) -> str:

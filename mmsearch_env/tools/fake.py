@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from mmsearch_env.errors import ConfigError, ToolError, ToolTimeout, ToolUnavailable
@@ -52,7 +52,12 @@ class FakeSearch:
         """
         if unknown := settings.keys() - {"script", "delay_s"}:
             raise ConfigError(f"tool 'fake': expected the settings script and delay_s, got {sorted(unknown)} besides")
-        return cls([_step(item) for item in settings.get("script", ())], delay_s=float(settings.get("delay_s", 0.0)))
+        script, delay_s = settings.get("script", ()), settings.get("delay_s", 0.0)
+        if isinstance(script, str) or not isinstance(script, Sequence):
+            raise ConfigError(f"tool 'fake': expected a list of steps as script, got {script!r}")
+        if isinstance(delay_s, bool) or not isinstance(delay_s, (int, float)) or not delay_s >= 0:
+            raise ConfigError(f"tool 'fake': expected delay_s as seconds of at least 0, got {delay_s!r}")
+        return cls([_step(item) for item in script], delay_s=float(delay_s))
 
     async def search(self, query: Query, *, top_k: int) -> SearchResult:
         """The next step of the script. Raises ToolError if the script says so."""
@@ -81,17 +86,15 @@ class NoSearch:
         """Nothing to free."""
 
 
-def _step(item: str | Iterable[Mapping[str, Any]]) -> Step:
-    if isinstance(item, str):
-        if item not in FAULTS:
-            raise ConfigError(f"tool 'fake': expected a list of hits or a fault of {', '.join(FAULTS)}, got {item!r}")
+def _step(item: str | Sequence[Mapping[str, Any]]) -> Step:
+    if isinstance(item, str) and item in FAULTS:
         return FAULTS[item]("the script says so")
+    if isinstance(item, str) or not isinstance(item, Sequence):
+        raise ConfigError(f"tool 'fake': expected a list of hits or a fault of {', '.join(FAULTS)}, got {item!r}")
     return SearchResult(tuple(_hit(hit) for hit in item))
 
 
-def _hit(fields: Mapping[str, Any]) -> Hit:
-    if not fields.keys() <= _HIT_KEYS or not {"title", "url"} <= fields.keys():
-        raise ConfigError(
-            f"tool 'fake': expected hits with title, url and perhaps snippet, score, got {sorted(fields)}"
-        )
+def _hit(fields: object) -> Hit:
+    if not isinstance(fields, Mapping) or not {"title", "url"} <= fields.keys() <= _HIT_KEYS:
+        raise ConfigError(f"tool 'fake': expected hits with title, url and perhaps snippet, score, got {fields!r}")
     return Hit(**fields)

@@ -430,7 +430,7 @@ def test_two_turns_at_once_are_refused(make: Callable[..., MMSearchEnv]) -> None
         await env.areset()
         first = asyncio.create_task(env.astep(LOOK))
         await asyncio.sleep(0.01)
-        with pytest.raises(EpisodeError, match="one turn at a time"):
+        with pytest.raises(EpisodeError, match="within a turn"):
             await env.astep(RIGHT)
         for forbidden in (env.get_state, env.reset):
             with pytest.raises(EpisodeError, match="between two turns"):
@@ -439,34 +439,6 @@ def test_two_turns_at_once_are_refused(make: Callable[..., MMSearchEnv]) -> None
         env.get_state()
 
     asyncio.run(twice())
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("worlds", "atlas"),
-        ("world", "moon"),
-        ("split", "exam"),
-        ("protocol", "smoke"),
-        ("prompts", "long"),
-        ("max_rounds", 0),
-        ("reward", "additive"),
-        ("metric", "bleu"),
-        ("penalty_mode", "twice"),
-        ("format_weight", 2),
-        ("image_top_k", 0),
-        ("text_top_k", 1.5),
-        ("tool_timeout_s", 0),
-        ("history", "all"),
-        ("render_mode", "hologram"),
-        ("tools", {"video_search": "local"}),
-        ("tools", "crystal ball"),
-        ("tools", {"text_search": object()}),
-    ],
-)
-def test_a_bad_argument_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=str(next(iter(value))) if isinstance(value, dict) else f"{name}|{value!r}"):
-        MMSearchEnv(**{name: value})
 
 
 class BrokenPicture:

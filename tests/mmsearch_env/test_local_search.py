@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -347,3 +349,46 @@ def test_cache_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert cache_folder() == tmp_path / "mmsearch_env"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_an_index_that_only_its_maker_may_write_is_read_by_others(tmp_path: Path) -> None:
+    """Another user, who may read the folder and not write it, finds the same and builds nothing."""
+    LocalTextSearch(PAGES, tmp_path)
+    script = (
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('error')\n"
+        "from pathlib import Path\n"
+        "from mmsearch_env.tools.local.text_index import LocalTextSearch\n"
+        "from mmsearch_env.tools import TextQuery\n"
+        "from mmsearch_env.worlds import Page\n"
+        f"pages = {PAGES!r}\n"
+        "import tantivy\n"
+        "os.setuid(65534)\n"
+        "tool = LocalTextSearch(pages, Path(sys.argv[1]))\n"
+        "print(tool.search_many([TextQuery('capital of Malta')])[0].hits[0].title)\n"
+    )
+    for place in (tmp_path, *tmp_path.parents[:-1]):
+        if place.stat().st_uid == os.geteuid() and place != Path("/"):
+            place.chmod(place.stat().st_mode | 0o055)
+    found = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "Malta", found.stderr
+
+
+def test_a_user_without_a_home_costs_a_warning_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMSEARCH_CACHE_DIR", "~nobody-of-this-name/cache")
+    with pytest.warns(CacheWarning, match="expected a writable folder"):
+        tool = LocalTextSearch(PAGES)
+    assert found(tool, "capital of Malta")[0][0] == "Malta"
+
+
+def test_a_cache_that_may_not_be_looked_at_costs_a_warning_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.warns(CacheWarning, match="Permission denied"):
+        tool = LocalTextSearch(PAGES, tmp_path)
+    assert found(tool, "capital of Malta")[0][0] == "Malta"

@@ -73,6 +73,20 @@ def test_a_candidate_that_means_nothing_costs_the_round(env: MMSearchEnv) -> Non
     assert info["stop_reason"] == "answered"
 
 
+@pytest.mark.parametrize("number", [-1, 99])
+def test_a_number_outside_the_action_space_is_refused(env: MMSearchEnv, number: int) -> None:
+    chosen = CandidateActions(env)
+    chosen.reset(seed=0)
+    with pytest.raises(EpisodeError, match=f"expected a candidate of 0 to 11, got {number}"):
+        chosen.step(number)
+
+
+@pytest.mark.parametrize("vocabulary", ["abc", [""], ["x" * 3000]])
+def test_words_that_could_not_be_answered_are_refused(env: MMSearchEnv, vocabulary: Any) -> None:
+    with pytest.raises(ConfigError, match="vocabulary: expected a list of answers"):
+        CandidateActions(env, vocabulary=vocabulary)
+
+
 def test_arrays_hold_the_whole_episode(env: MMSearchEnv, picture: Image) -> None:
     arrays = ArrayObservations(CandidateActions(env, n_titles=1, n_snippets=0), side_pixels=8, n_features=16)
     seen, _ = arrays.reset(options={"question_id": "q1"})

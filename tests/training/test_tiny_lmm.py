@@ -13,13 +13,14 @@ import torch
 from agents.lmm import LMMPolicy
 from agents.trajectory import Trajectory
 from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.messages import Message, TextPart
 from mmsearch_env.worlds import Entity, World, load_world
 from mmsearch_env.worlds.entities import ASKED_RELATIONS
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor
 from training.tiny_lmm.demonstrations import (
     Teacher,
     demonstrations,
-    plain_question,
+    plain_questions,
     play_demonstration,
     reading_part,
     repetition,
@@ -226,12 +227,19 @@ def test_a_plain_question_trains_the_answer_only(policy: LMMPolicy, taught: Pupi
     lesson = fact_lesson(policy.renderer, taught)(random.Random(0))
     trained = [token for token, flag in zip(lesson.token_ids, lesson.loss_mask, strict=True) if flag]
     assert policy.renderer.decode(trained).startswith("<reason>I know it.</reason><answer> ")
-    assert plain_question(policy.renderer, *_message_and_answer()).turns[0].valid
+    assert plain_questions(policy.renderer, [_message_and_answer()]).turns[0].valid
 
 
-def _message_and_answer() -> tuple[object, str]:
-    from mmsearch_env.messages import Message, TextPart
+def test_several_facts_in_a_row_are_about_different_countries(policy: LMMPolicy, taught: Pupil) -> None:
+    lesson = fact_lesson(policy.renderer, taught, questions=6)(random.Random(1))
+    asked = [policy.renderer.decode(turn.prompt_ids) for turn in lesson.turns]
+    assert (
+        len(asked) == 6 == len({re.search(r" of (.*)\?", text)[1] for text in asked if re.search(r" of (.*)\?", text)})
+    )
+    assert all(turn.completion.text.startswith("<reason>I know it.</reason><answer> ") for turn in lesson.turns)
 
+
+def _message_and_answer() -> tuple[Message, str]:
     return Message("user", (TextPart("q"),)), "a"
 
 

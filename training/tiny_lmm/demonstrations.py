@@ -118,10 +118,13 @@ def play_demonstration(
     return demonstration(question.id, turns) if turns else None
 
 
-def plain_question(renderer: ChatRenderer, message: Message, answer: str) -> Trajectory:
-    """A question that leaves only an answer, answered from memory."""
-    said = f"<reason>{REASON_KNOWN}</reason><answer> {answer}</answer>"
-    return demonstration("plain", [_turn(renderer, (message,), said, None)])
+def plain_questions(renderer: ChatRenderer, asked: Sequence[tuple[Message, str]]) -> Trajectory:
+    """Questions that leave only an answer, one after another, each answered from memory."""
+    turns: list[Turn] = []
+    for message, answer in asked:
+        said = f"<reason>{REASON_KNOWN}</reason><answer> {answer}</answer>"
+        turns.append(_turn(renderer, (message,), said, turns[-1].completion if turns else None))
+    return demonstration("plain", turns)
 
 
 def reading_part(renderer: ChatRenderer, played: Trajectory) -> Trajectory | None:

@@ -26,7 +26,7 @@ from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
 from mmsearch_env.worlds.pages import sentence
 from mmsearch_env.worlds.pictures import QuestionPicture
 from mmsearch_env.worlds.wordings import asked, fill, noun, query_text, wordings
-from training.tiny_lmm.demonstrations import demonstration, plain_question, quiz, repetition, titles_read
+from training.tiny_lmm.demonstrations import demonstration, plain_questions, quiz, repetition, titles_read
 from training.tiny_lmm.knowledge import Knowledge, known
 
 _PROTOCOL = MMSearchR1(load_prompts("brief"))
@@ -98,23 +98,25 @@ def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -
             relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, question.load_image(), _ONLY_ANSWER)
-        return plain_question(renderer, message, question.answers[0])
+        return plain_questions(renderer, [(message, question.answers[0])])
 
     return draw
 
 
-def fact_lesson(renderer: ChatRenderer, taught: Pupil) -> Lesson:
-    """A question that names its country, without a picture."""
+def fact_lesson(renderer: ChatRenderer, taught: Pupil, *, questions: int = 1) -> Lesson:
+    """Questions that name their country, without a picture, each about another one."""
     blank = Image(np.zeros((28, 28, 3), dtype=np.uint8))
 
-    def draw(rng: random.Random) -> Trajectory:
-        entity = rng.choice(taught.facts)
+    def ask(entity: Entity, rng: random.Random) -> tuple[Message, str]:
         relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         text = f"What is the {noun(relation)} of {entity.spoken}?"
         question = Question("", text, blank, answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, blank, _ONLY_ANSWER)
         unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
-        return plain_question(renderer, unpictured, question.answers[0])
+        return unpictured, question.answers[0]
+
+    def draw(rng: random.Random) -> Trajectory:
+        return plain_questions(renderer, [ask(entity, rng) for entity in rng.sample(taught.facts, questions)])
 
     return draw
 

@@ -4,8 +4,9 @@
 2. *Seeing*: the vision tower learns to tell flags apart, most of them invented; then it is frozen, so that each picture
    is encoded once.
 3. *Exercises*: copying, and reading single sentences about invented countries.
-4. *Learning*: names and facts by plain questions; the protocol, searching, reading and copying by demonstrations in an
-   invented world; all mixed, so that nothing is forgotten.
+4. *Learning*: the protocol, searching, reading and copying by demonstrations in an invented world; some names and
+   facts by plain questions.
+5. *Knowing*: the same with many more plain questions. A fact takes a hundred lessons; a few keep the reading.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Recipe:
         seeing: the first stage.
         exercises: the second.
         learning: the third.
+        knowing: the fourth.
     """
 
     seed: int = 1
@@ -94,7 +96,10 @@ class Recipe:
         updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     learning: SupervisedPlan = SupervisedPlan(
-        updates=2600, learning_rate=3e-3, warmup=50, decay_share=0.6, token_budget=2048, observed_weight=0.4
+        updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
+    )
+    knowing: SupervisedPlan = SupervisedPlan(
+        updates=2000, learning_rate=3e-3, warmup=50, decay_share=0.5, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -108,6 +113,7 @@ class Recipe:
             seeing=replace(self.seeing, schedule=shorter(self.seeing.schedule)),
             exercises=shorter(self.exercises),
             learning=shorter(self.learning),
+            knowing=shorter(self.knowing),
         )
 
 
@@ -132,6 +138,7 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     run = _Run(policy, place, _probes(lessons, shown, parts), stages, report)
     run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.rows), "exercises")
     run.train(recipe.learning, mixed(lessons.everything(), seed=stream + 500, rows=recipe.rows), "learning")
+    run.train(recipe.knowing, mixed(lessons.mostly_knowledge(), seed=stream + 700, rows=recipe.rows), "knowing")
     _save(policy, recipe, out, place)
     if place.rank == 0:
         shutil.rmtree(stages)
@@ -139,7 +146,7 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
 
 @dataclass(frozen=True, slots=True)
 class _Lessons:
-    """The mixtures of the two stages of language."""
+    """The mixtures of the stages of language."""
 
     renderer: ChatRenderer
     taught: Pupil
@@ -168,6 +175,19 @@ class _Lessons:
             (recorded_lesson(self.shown), 0.22),
             (picture_lesson(self.renderer, self.taught, self.album), 0.26),
             (fact_lesson(self.renderer, self.taught), 0.16),
+        ]
+
+    def mostly_knowledge(self) -> list[tuple[Lesson, float]]:
+        """The same, most of it questions answered from memory; short lessons, so half of the tokens."""
+        return [
+            (repetition_lesson(self.renderer), 0.01),
+            (document_lesson(self.renderer, self.invented.pages), 0.01),
+            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.07),
+            (title_lesson(self.renderer, self.invented.entities), 0.02),
+            (recorded_lesson(self.parts), 0.05),
+            (recorded_lesson(self.shown), 0.08),
+            (picture_lesson(self.renderer, self.taught, self.album), 0.70),
+            (fact_lesson(self.renderer, self.taught, questions=6), 0.06),
         ]
 
 
@@ -263,7 +283,7 @@ def _record(policy: LMMPolicy, teacher: Teacher, recipe: Recipe, seed: int, repo
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The two stages with their reports."""
+    """The stages of language with their reports."""
 
     policy: LMMPolicy
     place: Place

@@ -50,21 +50,30 @@ def built_once(name: str, build: Callable[[Path], None], folder: Path | None = N
     A folder that cannot be written costs a :class:`CacheWarning`; the index then lives in a temporary folder until
     the process ends.
     """
-    base = cache_folder() if folder is None else folder
-    place = base / name
-    if place.is_dir():
-        fault = _fault(place)
-        if fault is None:
-            return place
-        warnings.warn(f"index {place}: {fault}; it is built again", CacheWarning, stacklevel=2)
+    base: Path | None = folder
     try:
+        base = cache_folder() if folder is None else folder
+        place = base / name
+        if place.is_dir():
+            fault = _fault(place)
+            if fault is None:
+                return place
+            warnings.warn(f"index {place}: {fault}; it is built again", CacheWarning, stacklevel=2)
         base.mkdir(parents=True, exist_ok=True)
         return _build_into(place, build)
-    except OSError as error:
-        message = f"cache folder {base}: expected a writable folder, got {error.strerror or error}; this process keeps "
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
+        reason = getattr(error, "strerror", None) or error
+        message = f"cache folder {base or ''}: expected a writable folder, got {reason}; this process keeps "
         message += f"its index in a temporary folder. Mend it or set {CACHE_VARIABLE} to another folder"
         warnings.warn(message, CacheWarning, stacklevel=2)
     return _build_aside(name, build)
+
+
+def copied_aside(place: Path) -> Path:
+    """A copy of an index in a temporary folder that lives as long as the process, for engines that write beside it."""
+    holder = tempfile.TemporaryDirectory(prefix="mmsearch_env.")
+    _temporary.append(holder)
+    return Path(shutil.copytree(place, Path(holder.name) / place.name, copy_function=shutil.copyfile))
 
 
 def _build_into(place: Path, build: Callable[[Path], None]) -> Path:
@@ -74,6 +83,8 @@ def _build_into(place: Path, build: Callable[[Path], None]) -> Path:
         build(work)
         _write_manifest(work)
         work.chmod(0o755)
+        for path in work.iterdir():
+            path.chmod(0o644)  # some engines write files that only their owner may read
         if place.exists() and _fault(place) is not None:
             shutil.rmtree(place)
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_env.errors import ToolUnavailable
-from mmsearch_env.tools.local.store import built_once
+from mmsearch_env.tools.local.store import built_once, copied_aside
 from mmsearch_env.tools.search_tool import Hit, Query, SearchResult, TextQuery
 from mmsearch_env.worlds.world import Page, pages_digest
 
@@ -59,7 +59,7 @@ class LocalTextSearch:
         """
         self._pages = pages
         place = built_once(f"text-v{_VERSION}-{pages_digest(pages)[:24]}", self._build, cache_dir)
-        self._index = _tantivy().Index.open(str(place))
+        self._index = _opened(place)
         self._index.register_tokenizer(_ANALYZER, _analyzer())
         self._searcher = self._index.searcher()
 
@@ -122,6 +122,13 @@ class LocalTextSearch:
             writer.add_document(document)
         writer.commit()
         writer.wait_merging_threads()
+
+
+def _opened(place: Path) -> Any:
+    try:
+        return _tantivy().Index.open(str(place))
+    except ValueError:  # tantivy locks an index even to read it; where it may not write, it gets a copy
+        return _tantivy().Index.open(str(copied_aside(place)))
 
 
 @dataclass(frozen=True, slots=True)
