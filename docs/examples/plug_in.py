@@ -13,9 +13,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-EPISODES = 800
+EPISODES = 1500
 LEARNING_RATE = 0.2
-ENTROPY_WEIGHT = 0.02
+ENTROPY_WEIGHT = 0.1
 WORLD = "synthetic:seed=3,entities=60"
 
 
