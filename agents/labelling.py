@@ -28,6 +28,8 @@ def measured_labels(
         seed: of all episodes.
         processes: 1 measures here; more are started, with one thread each.
     """
+    if not parts:
+        return
     if processes == 1:
         policy = playing.policy(temperature=1.0)
         for part in parts:

@@ -218,7 +218,7 @@ class LMMPolicy:
 
 
 def with_adapter(model: Any, lora: LoRASettings) -> Any:
-    """The model with a fresh LoRA adapter on its language model; the vision tower stays frozen and untouched.
+    """The model with a fresh float32 LoRA adapter on its language model; the vision tower stays frozen and untouched.
 
     Raises:
         PolicyError: no linear layer of a language model was found.
@@ -235,7 +235,12 @@ def with_adapter(model: Any, lora: LoRASettings) -> Any:
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
     with warnings.catch_warnings():  # peft still asks the model by names that transformers has deprecated
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            # Small steps vanish in bfloat16: the adapter is float32 whatever the base weights are.
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def _row(request: Request, prompt: Prompt) -> Row:

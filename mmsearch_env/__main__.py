@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -10,10 +12,12 @@ from rich.console import Console
 
 from mmsearch_env import demo, play
 from mmsearch_env.errors import MMSearchError
+from mmsearch_env.rendering import plain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status; 2 for a mistake in the arguments or the data."""
+    _replace_what_cannot_be_coded()
     parser = argparse.ArgumentParser(prog="python -m mmsearch_env", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{play,demo}")
     for module in (play, demo):
@@ -25,10 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(chosen.run(chosen, Console(highlight=False)))
     except MMSearchError as error:
-        Console(stderr=True, highlight=False).print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+        message = plain(f"{type(error).__name__}: {error}")
+        Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
         return 2
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
+
+
+def _replace_what_cannot_be_coded() -> None:
+    """A terminal without UTF-8 shows question marks, and a byte typed by accident is one wrong character."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it already
+                stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from mmsearch_env.actions import Action, Answer, ImageSearch, TextSearch
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.messages import ImagePart, Message, TextPart
 from mmsearch_env.questions import Question
+from mmsearch_env.rendering import plain
 from mmsearch_env.showing import page_path, show_messages, show_outcome, write_page
 
 
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     env = MMSearchEnv(world=arguments.world, split="test", prompts=arguments.prompts)
     question_id = arguments.question_id or _about_a_fact(env).id
     env.reset(seed=0, options={"question_id": question_id})
-    console.print(Text(f"Question {question_id}: the player is scripted and knows the answer.\n", style="dim"))
+    console.print(Text(f"Question {plain(question_id)}: the player is scripted and knows the answer.\n", style="dim"))
     show_messages(console, env.conversation)
     ended = False
     while not ended:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     show_outcome(console, env.question, info)
     if arguments.html is not None:
         write_page(arguments.html, env.conversation, title=env.question.text)
-        console.print(f"written: {arguments.html}", markup=False)
+        console.print(plain(f"written: {arguments.html}"), markup=False)
     return 0
 
 

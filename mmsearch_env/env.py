@@ -325,4 +325,4 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         if self.render_mode == "human":
             from mmsearch_env import rendering
 
-            sys.stdout.write(rendering.to_ansi(messages) + "\n")
+            rendering.write_ansi(messages, sys.stdout)

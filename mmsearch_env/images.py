@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import io
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -26,6 +28,10 @@ MAX_PIXELS = 40_000_000
 """Largest picture that is decoded, in pixels."""
 MAX_BYTES = 50_000_000
 """Largest encoded picture that is looked at, in bytes."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Kinds of files that are opened, in Pillow's words. Of what else Pillow knows, some starts a programme (EPS)."""
+BAND_PIXELS = 1_000_000
+"""Pixels of a deep picture that are converted together."""
 
 BBox = tuple[float, float, float, float]
 """Left, top, right, bottom as fractions of width and height, 0 <= left < right <= 1 and 0 <= top < bottom <= 1."""
@@ -85,7 +91,7 @@ class Image:
     def from_file(cls, path: str | Path) -> Self:
         """Decode a picture file. Raises ImageError with the path, as :meth:`from_bytes` does."""
         path = Path(path)
-        with _reading(str(path)), path.open("rb") as file, _opened(file, str(path)) as picture:
+        with _reading(str(path)), open_file(path) as file, _opened(file, str(path)) as picture:
             return cls.from_pil(picture)
 
     @property
@@ -167,6 +173,20 @@ def clean_bbox(box: Sequence[float]) -> BBox:
     return (left, top, right, bottom)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A picture's file, open for reading: a pipe or a device could keep its reader waiting for ever.
+
+    Raises:
+        ImageError: something else than a file or a folder.
+        OSError: there is none, or it may not be read.
+        ValueError: no file can have this name.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ImageError(f"{path}: expected a file, got a pipe, a socket or a device; check the path")
+    return path.open("rb")
+
+
 def check_header(file: BinaryIO, *, name: str) -> None:
     """Look at kind and size of an encoded picture without decoding it.
 
@@ -200,13 +220,20 @@ def _opened(file: BinaryIO, name: str) -> Iterator[PIL.Image.Image]:
     file.seek(0)
     if size_bytes > MAX_BYTES:
         raise ImageError(f"{name}: expected at most {MAX_BYTES} bytes, got {size_bytes}; shrink the file")
-    with PIL.Image.open(file) as picture:
+    with PIL.Image.open(file, formats=_known_formats()) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageError(
                 f"{name}: expected at most {MAX_PIXELS} pixels, got {width} x {height}; shrink the picture"
             )
         yield picture
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow has: older ones know no AVIF."""
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -219,11 +246,28 @@ def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def _to_eight_bit(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Stretch a 16-bit, 32-bit or float picture to 0..255; a flat one becomes mid-grey, a missing value the darkest."""
-    values = np.asarray(picture, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    low, high = _finite_range(picture)
+    if high <= low:
         return PIL.Image.new("L", picture.size, 128)
-    values = np.clip(np.nan_to_num(values, nan=finite.min()), finite.min(), finite.max())
-    low, high = float(values.min()), float(values.max())
-    scaled = np.full(values.shape, 128.0) if high <= low else (values - low) * (255.0 / (high - low))
-    return PIL.Image.fromarray(scaled.astype(np.uint8))
+    scaled = np.empty((picture.height, picture.width), dtype=np.uint8)
+    for top, values in _bands(picture):
+        values = np.clip(np.nan_to_num(values, copy=False, nan=low), low, high)
+        scaled[top : top + len(values)] = (values - low) * (255.0 / (high - low))
+    return PIL.Image.fromarray(scaled)
+
+
+def _finite_range(picture: PIL.Image.Image) -> tuple[float, float]:
+    """The least and the greatest value; an empty range where nothing is finite."""
+    low, high = np.inf, -np.inf
+    for _, values in _bands(picture):
+        finite = values[np.isfinite(values)]
+        low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
+    return float(low), float(high)
+
+
+def _bands(picture: PIL.Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows at a time: the first one's number and their values, which would fill a gigabyte if taken at once."""
+    rows = max(1, BAND_PIXELS // max(1, picture.width))
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        yield top, np.array(band, dtype=np.float64)

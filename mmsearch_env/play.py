@@ -18,6 +18,7 @@ from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import DataError
 from mmsearch_env.images import clean_bbox
 from mmsearch_env.messages import Message, Part, TextPart
+from mmsearch_env.rendering import plain
 from mmsearch_env.showing import page_path, show_messages, show_outcome, write_page
 
 PictureForm = Literal["blocks", "path", "none"]
@@ -41,12 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", default="atlas", help="embedded world: its pages, and its questions (atlas)")
     parser.add_argument("--split", default="test", help="which of the world's questions (test)")
     parser.add_argument("--seed", type=int, default=None, help="ask in the same order again")
-    parser.add_argument("--episodes", type=int, default=None, metavar="N", help="stop after N questions")
+    parser.add_argument("--episodes", type=_count, default=None, metavar="N", help="stop after N questions")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="messages you have per question (3)")
     parser.add_argument("--crop", action="store_true", help="let /image search for a part of the picture")
     parser.add_argument("--picture", choices=("blocks", "path", "none"), default="blocks", help="how to show pictures")
     parser.add_argument("--prompts", default=str(_FOR_PEOPLE), help="'standard' shows what a model is shown")
     parser.add_argument("--html", type=page_path, metavar="FILE", help="also write the conversation as a web page")
+
+
+def _count(text: str) -> int:
+    """The value of ``--episodes``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}; leave it out to play them all")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace, console: Console, read_line: Callable[[], str] = input) -> int:
@@ -79,12 +87,20 @@ class _Sitting:
         self._rewards: list[float] = []
 
     def play(self) -> int:
+        try:
+            self._ask_all()
+        except KeyboardInterrupt:  # what was played is kept, and the caller told
+            self._console.print()
+            self._say_goodbye()
+            raise
+        self._say_goodbye()
+        return 0
+
+    def _ask_all(self) -> None:
         with _picture_shower(self._arguments.picture) as shown:
             for question_id in self._order():
                 if len(self._rewards) == self._arguments.episodes or not self._goes_on(question_id, shown):
                     break
-        self._say_goodbye()
-        return 0
 
     def _order(self) -> list[str]:
         """Every question once, shuffled; the one asked for goes first. Raises DataError if that does not exist."""
@@ -98,7 +114,8 @@ class _Sitting:
         try:
             observation, info = self._env.reset(options={"question_id": question_id})
         except DataError as error:
-            self._console.print(f"skipped {question_id}: {error}", style="yellow", markup=False, soft_wrap=True)
+            skipped = plain(f"skipped {question_id}: {error}")
+            self._console.print(skipped, style="yellow", markup=False, soft_wrap=True)
             return True
         ended, total = False, 0.0
         self._tell(shown)
@@ -138,7 +155,7 @@ class _Sitting:
     def _say_goodbye(self) -> None:
         if self._arguments.html is not None:
             write_page(self._arguments.html, self._said, title="Episodes played by hand")
-            self._console.print(f"written: {self._arguments.html}", markup=False)
+            self._console.print(plain(f"written: {self._arguments.html}"), markup=False)
         if self._rewards:
             mean = sum(self._rewards) / len(self._rewards)
             self._console.print(f"{len(self._rewards)} played, mean reward {mean:.3f}")

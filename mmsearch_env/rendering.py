@@ -10,7 +10,7 @@ import html
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 import PIL.Image
@@ -54,6 +54,12 @@ def to_ansi(messages: Sequence[Message], *, width: int = 80, colour: Colour = "a
     """
     coloured = colour == "true" or (colour == "auto" and not os.environ.get("NO_COLOR"))
     return "\n".join(_message_lines(messages, width, coloured=coloured))
+
+
+def write_ansi(messages: Sequence[Message], stream: TextIO) -> None:
+    """Write the conversation to a terminal; a question mark stands for what its encoding does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write((to_ansi(messages) + "\n").encode(encoding, errors="replace").decode(encoding))
 
 
 def to_html(messages: Sequence[Message], *, title: str = "Episode") -> str:

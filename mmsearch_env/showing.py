@@ -60,8 +60,14 @@ def reward_table(terms: Mapping[str, float]) -> Table:
 def page_path(text: str) -> Path:
     """The value of ``--html``: a path in a folder that exists, so that nobody plays for nothing."""
     path = Path(text)
-    if not path.parent.is_dir():
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"expected a file, got {text}: {error.strerror}; name another") from error
+    if not has_folder:
         raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text}; make the folder first")
+    if is_folder:
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text}; name a file in it")
     return path
 
 

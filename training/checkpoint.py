@@ -119,19 +119,19 @@ def latest(folder: Path) -> Checkpoint | None:
     return Checkpoint(found[-1], state)
 
 
-def write_adapter(folder: Path, save_adapter: Callable[[Path], None]) -> None:
-    """Write an adapter into a folder of its own, replacing an older one. Raises DataError."""
+def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
+    """Write a folder, an adapter's or a model's, as a whole, replacing an older one. Raises DataError."""
     part = folder.with_name(f"{_WRITING}{folder.name}")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        save_adapter(part)
+        save(part)
         _synchronise(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise DataError(f"{folder}: expected to write the adapter, got {error}; make room and resume") from error
+        raise DataError(f"{folder}: expected to write the folder, got {error}; make room and resume") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from agents.playing import model_folder
 from agents.rollout import RolloutLimits, rollout
 from agents.trajectory import Group, Trajectory
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.errors import ConfigError
+from mmsearch_env.errors import ConfigError, DataError
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.resources import resolve_questions
 from training.algorithms import GRPO, Algorithm
@@ -57,9 +57,6 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     )
     if settings.adapter:
         policy.load_adapter(Path(settings.adapter))
-    for parameter in policy.trainable_parameters():
-        # small steps vanish in bfloat16: the adapter stays float32 whatever the base weights are
-        parameter.data = parameter.data.float()
     return policy
 
 
@@ -106,8 +103,21 @@ def questions_during(config: RunConfig) -> list[Question]:
 
 
 def _labelled(config: RunConfig, file: str, split: str) -> QuestionSet:
-    """A question file or a split of the world, with the labels measured for the model where it has some."""
-    return load_labels(model_folder(config.policy.model)).on(resolve_questions(file or None, config.env.world, split))
+    """A question file or a split of the world, with the labels measured for the model where it has some.
+
+    Raises:
+        DataError: only some of the questions have a label; labelling was interrupted.
+    """
+    labels, asked = (
+        load_labels(model_folder(config.policy.model)),
+        resolve_questions(file or None, config.env.world, split),
+    )
+    if 0 < (known := sum(question.id in labels.by_id for question in asked)) < len(asked):
+        raise DataError(
+            f"{asked.name}: expected a label for each of {len(asked)} questions or for none, got {known}; "
+            f"`python -m agents label --model {config.policy.model}` goes on with the rest"
+        )
+    return labels.on(asked)
 
 
 def env_keywords(config: EnvConfig) -> dict[str, Any]:

@@ -80,13 +80,18 @@ def join(*, timeout_s: float = 1800.0) -> Place:
     """Meet the other processes of the run; a process without a launcher is a run of one.
 
     Raises:
-        ConfigError: only some of a launcher's variables are set.
+        ConfigError: only some of a launcher's variables are set, or more processes than GPUs were started.
     """
     _fill_launcher_variables()
     gpu = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     local_rank = int(os.environ["LOCAL_RANK"])
     if gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"expected at most {torch.cuda.device_count()} processes here, one for each GPU, got local rank "
+                f"{local_rank}; start fewer (make PROCESSES=1 ...), or hide the GPUs with CUDA_VISIBLE_DEVICES=''"
+            )
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
         deepspeed = _deepspeed()
@@ -145,6 +150,11 @@ class Engine:
             )
         self._steps = 0
         module.eval()
+
+    def close(self) -> None:
+        """Let go of the parameters, so that another engine may train them; this one is of no further use."""
+        with _quiet():
+            self._engine.destroy()
 
     def forward(self, *arguments: Any) -> Any:
         """Call the module, with gradient."""

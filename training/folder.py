@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.labels import weights_digest
+from agents.playing import model_folder
 from mmsearch_env.errors import ConfigError
 from training import checkpoint
 from training.checkpoint import Checkpoint
@@ -106,6 +108,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     tree = to_mapping(config)
     kept = {name: tree[name] for name in _MUST_AGREE}
     kept["evaluation"] = {name: tree["evaluation"][name] for name in _EVALUATED}
+    model = model_folder(config.policy.model)
+    kept["weights"] = weights_digest(model) if model.is_dir() else ""
     plain: dict[str, Any] = json.loads(json.dumps(kept))
     return plain
 

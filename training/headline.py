@@ -36,6 +36,7 @@ from training.config_file import read_config
 from training.engine import join, leave
 from training.folder import Folder, identity
 from training.report import outcomes_of
+from training.run import is_finished
 
 _UNTRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, DIRECT, FIXED_RAG)
 _TRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, FIXED_RAG)
@@ -101,7 +102,7 @@ def _train(options: argparse.Namespace, seed: int, config: RunConfig) -> None:
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={options.processes}", "-m"]
     command = [sys.executable, "-m", *launcher, "training", options.recipe, *options.overrides]
     status = subprocess.run([*command, *_of_seed(options, seed)], check=False).returncode
-    if status or not Folder(Path(config.output.folder)).adapter.is_dir():
+    if status or not is_finished(config):
         raise DataError(f"seed {seed}: expected a finished run, got exit status {status}; the same command goes on")
 
 
@@ -128,22 +129,24 @@ def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Play
 
 
 def _played(config: RunConfig, policy: LMMPolicy, questions: Sequence[Question], workflow: Workflow) -> dict[str, Any]:
-    """One evaluation as plain data. Raises DataError when not every question was played to its end."""
+    """One evaluation as plain data; an episode that was cut off counts as it stood.
+
+    Raises:
+        DataError: a question could not be played at all.
+    """
     make_env = partial(MMSearchEnv, **{**env_keywords(config.env), **workflow.rules})
     found = evaluate(policy, make_env, questions, seed=_SEED, workflow=workflow)
-    if found.unplayed or found.truncated:
+    if found.unplayed:
         raise DataError(
-            f"{workflow.name}: expected every question to be played to its end, got {found.unplayed} unplayed and "
-            f"{found.truncated} cut off; raise rollout.max_context_tokens"
+            f"{workflow.name}: expected every question to be played, got {found.unplayed} that could not be; mend them"
         )
     return found.to_json()
 
 
 def _made_of(config: RunConfig, policy: LMMPolicy, questions: Sequence[Question]) -> str:
     """A digest of all that an evaluation depends on: settings, weights, questions and their labels."""
-    state = hashlib.sha256(
-        json.dumps([identity(config)["env"], config.evaluation.temperature], sort_keys=True).encode()
-    )
+    settings = {name: identity(config)[name] for name in ("policy", "env", "rollout", "evaluation")}
+    state = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for question in questions:
         state.update(repr((question.id, question.text, question.answers, question.category)).encode())
     for name, parameter in sorted(policy.model.named_parameters()):

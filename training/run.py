@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
     engine, counters = _started(config, parts, place, found)
     if place.rank == 0 and counters.iteration < config.iterations:
         folder.after.unlink(missing_ok=True)
+        shutil.rmtree(folder.adapter, ignore_errors=True)  # of an earlier end, where the run is prolonged
     if found is None:
         _evaluate(parts, engine, folder.before, "before training", console)
     else:
@@ -90,7 +92,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         console.print(f"stopped after iteration {counters.iteration} and saved; the same command goes on from there")
         return counters
     if place.rank == 0:
-        checkpoint.write_adapter(folder.adapter, parts.policy.save_adapter)
+        checkpoint.write_folder(folder.adapter, parts.policy.save_adapter)
     _evaluate(parts, engine, folder.after, "after training", console)
     engine.wait_for_all()
     return counters

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +81,14 @@ def fit(
         on_update: told the update's number and its mean loss in nats per token.
     """
     done = stage.weights_into(policy.scorer)
-    engine = Engine(policy.scorer, place=place, adam=adam)
-    stage.optimiser_into(engine)
-    for update in range(done, plan.updates):
-        loss = _update(engine, policy, draw(update), plan, plan.rate(update))
-        stage.keep(policy.scorer, engine, done=update + 1, of=plan.updates)
-        on_update(update, loss)
+    if done >= plan.updates:
+        return
+    with closing(Engine(policy.scorer, place=place, adam=adam)) as engine:
+        stage.optimiser_into(engine)
+        for update in range(done, plan.updates):
+            loss = _update(engine, policy, draw(update), plan, plan.rate(update))
+            stage.keep(policy.scorer, engine, done=update + 1, of=plan.updates)
+            on_update(update, loss)
 
 
 def _update(

@@ -17,9 +17,15 @@ _WEIGHTS = "weights.safetensors"
 class Stage:
     """One stage's folder. Everything else a stage depends on is a function of its update's number."""
 
-    def __init__(self, folder: Path | None, *, every: int = 200) -> None:
-        """Args: folder: where to keep it, None to keep nothing; every: updates between two checkpoints."""
+    def __init__(self, folder: Path | None, *, made_of: str = "", every: int = 200) -> None:
+        """
+        Args:
+            folder: where to keep it; None to keep nothing.
+            made_of: states all that the stage depends on; a stage made of something else is refused.
+            every: updates between two checkpoints.
+        """
         self._folder = folder
+        self._made_of = made_of
         self._every = every
 
     def weights_into(self, module: nn.Module) -> int:
@@ -28,11 +34,16 @@ class Stage:
         Call it before the engine is made: the engine copies the weights it finds.
 
         Raises:
-            DataError: the checkpoint is of another module.
+            DataError: the checkpoint is of another module, or was made of something else.
         """
         found = None if self._folder is None else checkpoint.latest(self._folder)
         if found is None:
             return 0
+        if found.state.get("made_of") != self._made_of:
+            raise DataError(
+                f"{found.folder}: expected a stage of this recipe, got another's; delete {found.folder.parent.parent} "
+                "to begin anew, or call the recipe that began it"
+            )
         saved = load_file(found.adapter / _WEIGHTS)
         own = dict(module.named_parameters())
         if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
@@ -65,7 +76,7 @@ class Stage:
                     folder / _WEIGHTS,
                 ),
                 optimiser=optimiser,
-                state={},
+                state={"made_of": self._made_of},
                 keep=1,
             )
         engine.wait_for_all()

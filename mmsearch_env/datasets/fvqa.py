@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_env.datasets.parquet import ParquetPicture, ParquetTable, picture_column
-from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text
+from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text, shown
 from mmsearch_env.errors import DataError
 from mmsearch_env.images import ImageSource
 from mmsearch_env.questions import Question, QuestionSet
@@ -42,6 +42,8 @@ def read_fvqa(path: Path) -> QuestionSet:
         try:
             if number in problems:
                 raise DataError(problems[number])
+            if isinstance(row, DataError):
+                raise row
             rows.keep(number, _question(row, ParquetPicture(path, PICTURES, number), path, number))
         except DataError as error:
             rows.skip(number, str(error))
@@ -52,7 +54,7 @@ def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
     missing = [name for name in REQUIRED if name not in columns]
     unknown = [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]
     if missing or unknown:
-        problem = f"no column {missing[0]!r}" if missing else f"the unknown column {unknown[0]!r}"
+        problem = f"no column {missing[0]!r}" if missing else f"the unknown column {shown(unknown[0])}"
         known = ", ".join((*REQUIRED, *(f"{name} (optional)" for name in OPTIONAL)))
         raise DataError(f"{path}: expected the columns {known}, got {problem}; rename or drop it")
 
@@ -70,19 +72,20 @@ def _question(row: dict[str, Any], picture: ImageSource, path: Path, number: int
 
 def _question_text(prompt: object) -> str:
     if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], dict):
-        raise DataError(f"expected 'prompt' to be a list of messages, got {prompt!r}; mend the row")
+        raise DataError(f"expected 'prompt' to be a list of messages, got {shown(prompt)}; mend the row")
     return expect_text(prompt[-1].get("content"), "content").replace(IMAGE_MARK, "").strip()
 
 
 def _answers(reward_model: object) -> tuple[str, ...]:
     if not isinstance(reward_model, dict):
-        raise DataError(f"expected 'reward_model' to hold the answers, got {reward_model!r}; mend the row")
+        raise DataError(f"expected 'reward_model' to hold the answers, got {shown(reward_model)}; mend the row")
     gold = expect_text(reward_model.get("ground_truth"), "ground_truth")
     further = reward_model.get("candidate_answers") or "[]"
+    wrong = f"expected 'candidate_answers' to be a JSON list, got {shown(further)}; mend the row"
     try:
         candidates = json.loads(further) if isinstance(further, str) else list(further)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"expected 'candidate_answers' to be a JSON list, got {further!r}; mend the row") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(wrong) from error
     if not isinstance(candidates, list):
-        raise DataError(f"expected 'candidate_answers' to be a JSON list, got {further!r}; mend the row")
+        raise DataError(wrong)
     return clean_answers([gold], candidates)

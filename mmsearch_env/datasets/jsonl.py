@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_env.datasets.pictures import PictureFile
-from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text
+from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text, shown
 from mmsearch_env.errors import DataError
 from mmsearch_env.questions import Question, QuestionSet
 
@@ -63,7 +63,7 @@ def _question(row: dict[str, Any], path: Path, number: int) -> Question:
     _check_columns(row)
     answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
     if not isinstance(answers, list):
-        raise DataError(f"expected 'answers' to be a list of texts, got {answers!r}; write a list")
+        raise DataError(f"expected 'answers' to be a list of texts, got {shown(answers)}; write a list")
     picture = PictureFile(path.parent / expect_text(row["image"], "image"))
     picture.check()
     return Question(
@@ -81,7 +81,7 @@ def _check_columns(row: dict[str, Any]) -> None:
     missing = [name for name in REQUIRED if name not in row]
     unknown = [name for name in row if name not in (*REQUIRED, *OPTIONAL)]
     if missing or unknown:
-        problem = f"without {missing[0]!r}" if missing else f"with the unknown {unknown[0]!r}"
+        problem = f"without {missing[0]!r}" if missing else f"with the unknown {shown(unknown[0])}"
         known = ", ".join((*REQUIRED, *(f"{name} (optional)" for name in OPTIONAL)))
         raise DataError(f"expected the columns {known}, got a row {problem}; rename or drop it")
 
@@ -90,5 +90,5 @@ def _tags(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(tag, str) for tag in value.values()):
-        raise DataError(f"expected 'tags' to be texts by name, got {value!r}; quote the values")
+        raise DataError(f"expected 'tags' to be texts by name, got {shown(value)}; quote the values")
     return dict(value)

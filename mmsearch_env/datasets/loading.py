@@ -32,7 +32,7 @@ def load_questions(spec: str | Path) -> QuestionSet:
         DataError: the file is missing, corrupt, of an unknown kind, or holds no usable question. The message names
             the file; where rows are to blame it names the first of them.
     """
-    path = Path(spec).expanduser().resolve()
+    path = _resolved(spec)
     if path.suffix.lower() not in READERS:
         raise DataError(f"{spec}: expected a file ending in {', '.join(READERS)}, got {path.name!r}; convert the file")
     try:
@@ -42,6 +42,13 @@ def load_questions(spec: str | Path) -> QuestionSet:
     if not path.is_file():
         raise DataError(f"{spec}: expected a question file, got a directory; name a file in it")
     return _read(path, state.st_mtime_ns, state.st_size)
+
+
+def _resolved(spec: str | Path) -> Path:
+    try:
+        return Path(spec).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, a zero byte, links in a circle
+        raise DataError(f"{spec}: expected the path of a question file, got {error}; check the path") from error
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmsearch_env.datasets.rows import shown
 from mmsearch_env.errors import ConfigError, DataError, ImageError
 from mmsearch_env.images import Image, check_header
 
@@ -42,19 +43,22 @@ class ParquetTable:
         with self._reading():
             # Without these two, whole row groups are fetched ahead: a gigabyte for a published file.
             self._file = self._arrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-        self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
+            self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row in order, as plain Python values."""
+    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any] | DataError]:
+        """Every row in order, as plain Python values; an error in place of a row that has none (text not in UTF-8)."""
         with self._reading():
             for batch in self._file.iter_batches(BATCH_ROWS, columns=list(columns)):
-                yield from batch.to_pylist()
+                try:
+                    yield from batch.to_pylist()
+                except (ValueError, OverflowError):
+                    yield from (_row(batch.slice(position, 1)) for position in range(batch.num_rows))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (self._arrow.ArrowException, OSError) as error:
+        except (self._arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{self.path}: expected a sound parquet file, got {reason}; fetch it again") from error
 
@@ -89,9 +93,9 @@ class PictureColumn:
         weakref.finalize(self, self._file.close)
         for number, row in enumerate(table.rows([column]), start=1):
             try:
-                data = _only_picture(row[column])
+                data = _only_picture(row, column)
                 check_header(io.BytesIO(data), name="its picture")
-            except ImageError as error:
+            except DataError as error:
                 self.problems[number] = str(error)
                 data = b""
             self._append(data)
@@ -144,10 +148,22 @@ def _temporary_folder() -> str | None:
     return None if chosen or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
 
 
-def _only_picture(value: object) -> bytes:
+def _row(batch: Any) -> dict[str, Any] | DataError:
+    """The row of a batch of one; an error when a value has no Python form."""
+    try:
+        (row,) = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        return DataError(f"expected text in UTF-8 and values in range, got {error}; mend the row")
+    return dict(row)
+
+
+def _only_picture(row: dict[str, Any] | DataError, column: str) -> bytes:
     """The bytes of a cell that should be a list of one ``{bytes, path}``."""
+    if isinstance(row, DataError):
+        raise row
+    value = row[column]
     if not isinstance(value, list) or len(value) != 1:
-        got = f"{len(value)} pictures" if isinstance(value, list) else repr(value)
+        got = f"{len(value)} pictures" if isinstance(value, list) else shown(value)
         raise ImageError(f"expected exactly one picture, got {got}; drop or split the row")
     data = value[0].get("bytes") if isinstance(value[0], dict) else value[0]
     if not isinstance(data, bytes) or not data:

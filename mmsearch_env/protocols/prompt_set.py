@@ -6,8 +6,7 @@ file may use is listed in ``PROMPT_FILES``; the numbers of ``COUNTERS`` may stan
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
@@ -48,8 +47,6 @@ PROMPT_FILES: Mapping[str, tuple[str, ...]] = {
 }
 """Every file of a prompt set (without ``.txt``) and the names it may use."""
 
-_IMAGE = re.compile(r"\$image\b|\$\{image\}")
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -60,7 +57,7 @@ class Prompt:
     def parts(self, values: Mapping[str, object], image: Image | None = None) -> tuple[Part, ...]:
         """The template with its values; ``$image`` becomes the picture, or nothing where there is none."""
         found: list[Part] = []
-        for position, piece in enumerate(_IMAGE.split(self.text)):
+        for position, piece in enumerate(_around_pictures(self.text)):
             if position and image is not None:
                 found.append(ImagePart(image))
             found.append(TextPart(Template(piece).substitute(values)))
@@ -127,6 +124,16 @@ def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
             part = TextPart(merged.pop().text + part.text)  # type: ignore[union-attr]
         merged.append(part)
     return tuple(merged)
+
+
+def _around_pictures(text: str) -> Iterator[str]:
+    """The pieces of a template before, between and after its pictures, found as Template finds names: ``$$`` first."""
+    start = 0
+    for match in Template.pattern.finditer(text):
+        if "image" in (match["named"], match["braced"]):
+            yield text[start : match.start()]
+            start = match.end()
+    yield text[start:]
 
 
 def _read_prompt(folder: Traversable, name: str) -> Prompt:

@@ -12,6 +12,7 @@ import pytest
 
 from mmsearch_env.__main__ import main
 from mmsearch_env.images import Image
+from mmsearch_env.rendering import plain
 
 WORLD = "synthetic:seed=0,entities=20"
 Type = Callable[..., str]
@@ -145,14 +146,84 @@ def test_mistakes_are_explained(typed: Type, tmp_path: Path, question_file: Path
     )
     assert "ConfigError: world: expected 'atlas'" in typed("play", "--world", "mars", status=2)
     assert "ConfigError: --html: expected a file that can be written" in typed(
-        "play", "--world", WORLD, "--questions", str(question_file), "--html", str(tmp_path), status=2
+        "play", "--world", WORLD, "--questions", str(question_file), "--html", "/dev/full", status=2
     )
 
 
-def test_a_page_in_no_folder_is_refused_before_playing(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--html", "no/such/folder/page.html", "expected a file in an existing folder, got no/such/folder/page.html"),
+        ("--html", ".", "expected a file, got the folder .; name a file in it"),
+        ("--html", "n" * 300, "File name too long; name another"),
+        ("--episodes", "-1", "expected a number of at least 1, got -1"),
+        ("--episodes", "0", "expected a number of at least 1, got 0"),
+        ("--episodes", "many", "expected a number of at least 1, got many"),
+    ],
+)
+def test_a_bad_option_is_refused_before_playing(
+    option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["play", "--html", "no/such/folder/page.html"])
-    assert "expected a file in an existing folder, got no/such/folder/page.html" in capsys.readouterr().err
+        main(["play", f"{option}={value}"])
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("id", ["\x1b[2J\x07", "\ud800"])
+def test_no_id_commands_the_terminal_or_stops_the_game(
+    id: str, typed: Type, question_file: Path, picture: Image
+) -> None:
+    (question_file.parent / "cut.png").write_bytes(picture.resized(64, 64).to_png()[:100])
+    row = {"id": id, "question": "Which?", "answers": ["Chad"], "image": "cut.png"}
+    question_file.write_text(question_file.read_text() + json.dumps(row) + "\n")
+    shown = typed("play", "--world", WORLD, "--questions", str(question_file), lines="Chad\n")
+    assert f"skipped {plain(id)}: " in shown
+    assert "\x1b" not in shown
+    assert shown.endswith("1 played, mean reward 1.000\n")
+
+
+def test_no_error_commands_the_terminal(typed: Type, tmp_path: Path) -> None:
+    shown = typed("play", "--questions", f"{tmp_path}/\x1b[2J.jsonl", status=2)
+    assert shown.startswith(f"DataError: {tmp_path}/␛[2J.jsonl: expected a readable question file")
+
+
+class Keyboard(io.StringIO):
+    """Lines, and then Ctrl-C."""
+
+    def readline(self, size: int | None = -1, /) -> str:
+        line = super().readline()
+        if not line:
+            raise KeyboardInterrupt
+        return line
+
+
+def test_an_interrupted_game_is_kept(
+    question_file: Path, picture: Image, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"id": "again", "question": "And this?", "answers": ["Chad"], "image": "flag.png"}
+    question_file.write_text(question_file.read_text() + json.dumps(row) + "\n")
+    page = question_file.parent / "page.html"
+    monkeypatch.setattr(sys, "stdin", Keyboard("Chad\n"))
+    assert main(["play", "--world", WORLD, "--questions", str(question_file), "--html", str(page)]) == 130
+    assert capsys.readouterr().out.endswith("1 played, mean reward 1.000\n")
+    assert picture.to_data_url() in page.read_text()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("command", ["play", "demo"])
+def test_any_terminal_will_do(
+    command: str, encoding: str, question_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is typed in Latin-1: in UTF-8 its last byte means nothing."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Tchad\nM\xe9\n"), encoding=encoding))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    questions = ["--questions", str(question_file)] if command == "play" else []
+    row = {"id": "again", "question": "Où? 東京", "answers": ["Mali"], "image": "flag.png"}
+    question_file.write_text(question_file.read_text() + json.dumps(row) + "\n")
+    assert main([command, "--world", WORLD, *questions]) == 0
+    sys.stdout.flush()
+    assert "accepted: " in written.getvalue().decode(encoding)
 
 
 def test_the_module_can_be_run(root: Path) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import base64
+import io
+import os
 import pickle
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from mmsearch_env import images
 from mmsearch_env.errors import ImageError
-from mmsearch_env.images import FULL_FRAME, Image, check_header, clean_bbox
+from mmsearch_env.images import FORMATS, FULL_FRAME, Image, check_header, clean_bbox
 
 Encode = Callable[..., bytes]
 
@@ -96,6 +99,51 @@ def test_missing_and_infinite_values_of_a_float_picture_are_clipped() -> None:
     assert Image.from_pil(PIL.Image.fromarray(values)).pixels[0, :, 0].tolist() == [0, 0, 255, 255]
     nothing = np.full((1, 2), np.nan, dtype=np.float32)
     assert Image.from_pil(PIL.Image.fromarray(nothing)).pixels[0, :, 0].tolist() == [128, 128]
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i4", "<f4"])
+def test_a_deep_picture_is_the_same_in_any_bands(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 60_000, size=(23, 7)).astype(kind)
+    picture = PIL.Image.frombuffer("I;16B", (7, 23), values.tobytes()) if kind == ">u2" else PIL.Image.fromarray(values)
+    low, high = int(values.min()), int(values.max())
+    expected = ((values.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)
+    for pixels in (1, 20, 1_000):
+        monkeypatch.setattr(images, "BAND_PIXELS", pixels)
+        assert (Image.from_pil(picture).pixels == expected[:, :, None]).all()
+
+
+def test_a_deep_picture_takes_little_memory(encoded: Encode) -> None:
+    """4 million pixels: 200 MB as numbers of 64 bits, several times over."""
+    picture = PIL.Image.fromarray(np.arange(4_000_000, dtype=np.uint16).reshape(2_000, 2_000))
+    tracemalloc.start()
+    try:
+        Image.from_pil(picture)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_could_start_a_programme_is_not_opened(picture: Image, encoded: Encode) -> None:
+    assert not {"EPS", "WMF", "PDF"} & set(FORMATS)
+    for kind in ("EPS", "PCX"):
+        with pytest.raises(ImageError, match="expected a readable picture, got UnidentifiedImageError"):
+            check_header(io.BytesIO(encoded(picture.to_pil(), kind)), name="a")
+
+
+def test_an_older_pillow_without_some_kind_reads_the_others(
+    picture: Image, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    images._known_formats.cache_clear()
+    request.addfinalizer(images._known_formats.cache_clear)
+    monkeypatch.delitem(PIL.Image.OPEN, "AVIF", raising=False)
+    assert Image.from_bytes(picture.to_png()) == picture
+    assert "AVIF" not in images._known_formats()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: expected a file, got a pipe, a socket or a device; check the path"):
+        Image.from_file(tmp_path / "a.png")
 
 
 def test_exif_rotation_is_applied(picture: Image, encoded: Encode) -> None:

@@ -279,6 +279,18 @@ def test_a_folder_of_prompts_replaces_the_wording(tmp_path: Path, question: Ques
     assert message.parts == (TextPart("Costs $5: Which country has this flag?"), ImagePart(picture))
 
 
+def test_a_dollar_sign_before_image_is_a_dollar_sign(tmp_path: Path, question: Question, picture: Image) -> None:
+    folder = write_set(tmp_path, first="$$image $$${image}é $$$$image $question$imageé")
+    (message,) = load_protocol("mmsearch_r1", str(folder)).first_message(question, picture, Rules())
+    assert message.parts == (
+        TextPart("$image $"),
+        ImagePart(picture),
+        TextPart(f"é $$image {question.text}"),
+        ImagePart(picture),
+        TextPart("é"),
+    )
+
+
 def test_a_prompt_set_that_cannot_be_used_is_refused_by_file(tmp_path: Path) -> None:
     """The reference prints a line and goes on with None."""
     with pytest.raises(ConfigError, match="'nowhere'"):

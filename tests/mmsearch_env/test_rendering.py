@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmsearch_env.images import Image
 from mmsearch_env.messages import ImagePart, Message, TextPart
-from mmsearch_env.rendering import plain, to_ansi, to_frame, to_html
+from mmsearch_env.rendering import plain, to_ansi, to_frame, to_html, write_ansi
 
 ATTACK = "\x1b[2J\x1b]0;owned\x07 \x9b31m \u202edetrever <script>alert(1)</script>\r\x00\udc80"
 
@@ -87,6 +88,22 @@ def test_lines_fit_the_width_in_cells() -> None:
 def test_no_text_commands_the_terminal(text: str) -> None:
     shown = to_ansi([said(text)])
     assert re.fullmatch(r"\x1b\[1;36m[^\x00-\x1f]*\x1b\[0m\n[^\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]*", shown)
+
+
+@pytest.mark.usefixtures("no_colour")
+@pytest.mark.parametrize(("encoding", "heading"), [("ascii", b"?? Player ?"), ("utf-8", "── Player ─".encode())])
+def test_a_terminal_without_a_character_shows_a_question_mark(encoding: str, heading: bytes) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    write_ansi([said("東京\ud800", "assistant")], stream)
+    stream.flush()
+    assert written.getvalue().startswith(heading)
+
+
+def test_a_stream_without_an_encoding_takes_everything() -> None:
+    stream = io.StringIO()
+    write_ansi([said("東京")], stream)
+    assert "東京" in stream.getvalue()
 
 
 class Tags(HTMLParser):

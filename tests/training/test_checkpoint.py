@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmsearch_env.errors import DataError
-from training.checkpoint import latest, write, write_adapter, write_text
+from training.checkpoint import latest, write, write_folder, write_text
 from training.engine import OptimiserState
 
 OPTIMISER = OptimiserState(7, {"exp_avg/a": torch.arange(3.0), "exp_avg_sq/a": torch.ones(3)})
@@ -106,13 +106,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_an_adapter_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
-    write_adapter(folder, lambda place: (place / "old").touch())
-    write_adapter(folder, lambda place: (place / "new").touch())
+    write_folder(folder, lambda place: (place / "old").touch())
+    write_folder(folder, lambda place: (place / "new").touch())
     assert [path.name for path in folder.iterdir()] == ["new"]
 
     def full_disk(place: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DataError, match="adapter: expected to write the adapter"):
-        write_adapter(folder, full_disk)
+        write_folder(folder, full_disk)
     assert [path.name for path in tmp_path.rglob("*")] == ["adapter", "new"]

@@ -69,6 +69,19 @@ def test_any_number_of_micro_batches_is_one_batch_of_plain_adamw(
     torch.testing.assert_close(weights(module), weights(plain), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_after_a_closed_engine_another_trains_the_same_module(place: Place, zero_stage: int) -> None:
+    module, plain = network(), network()
+    first = Engine(module, place=place, adam=ADAM, zero_stage=zero_stage)
+    take_steps(first, range(2), 1)
+    first.close()
+    plain_steps(plain, range(2))
+    second = Engine(module, place=place, adam=ADAM, zero_stage=zero_stage)
+    norms = take_steps(second, range(4), 2)
+    assert norms == pytest.approx(plain_steps(plain, range(4)), rel=1e-5)
+    torch.testing.assert_close(weights(module), weights(plain), rtol=1e-5, atol=1e-6)
+
+
 def test_clipping_was_at_work_in_the_test_above() -> None:
     norms = plain_steps(network(), range(4))
     assert min(norms) < 0.5 < max(norms)

@@ -66,6 +66,13 @@ def test_a_stage_of_another_model_is_refused(tmp_path: Path, place: Place) -> No
         fit(other, place, lesson, SupervisedPlan(9, 1e-2), adam=AdamSettings(), stage=Stage(tmp_path))
 
 
+def test_a_stage_of_another_recipe_is_refused(tmp_path: Path, place: Place) -> None:
+    losses_of(place, Stage(tmp_path, made_of="seed 1"))
+    assert losses_of(place, Stage(tmp_path, made_of="seed 1")) == []
+    with pytest.raises(DataError, match="expected a stage of this recipe"):
+        losses_of(place, Stage(tmp_path, made_of="seed 2"))
+
+
 def test_the_tower_goes_on_too(tmp_path: Path, place: Place) -> None:
     entities = [e for e in load_world("synthetic:seed=1,entities=40").entities if e.asked_about][:5]
     plan = SeeingPlan(SupervisedPlan(updates=5, learning_rate=1e-2, warmup=1), pictures=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -241,6 +242,14 @@ def test_several_facts_in_a_row_are_about_different_countries(policy: LMMPolicy,
 
 def _message_and_answer() -> tuple[Message, str]:
     return Message("user", (TextPart("q"),)), "a"
+
+
+def test_a_stage_depends_on_what_comes_before_it() -> None:
+    recipe = Recipe()
+    longer = replace(recipe, knowing=replace(recipe.knowing, updates=9))
+    assert longer.made_of("learning", 2) == recipe.made_of("learning", 2) != recipe.made_of("learning", 1)
+    assert longer.made_of("knowing", 2) != recipe.made_of("knowing", 2)
+    assert longer.made_of("settling", 2) != recipe.made_of("settling", 2)
 
 
 def test_every_relation_is_taught(taught: Pupil) -> None:

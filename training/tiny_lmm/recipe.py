@@ -6,7 +6,8 @@
 3. *Exercises*: copying, and reading single sentences about invented countries.
 4. *Learning*: the protocol, searching, reading and copying by demonstrations in an invented world; some names and
    facts by plain questions.
-5. *Knowing*: the same with many more plain questions. A fact takes a hundred lessons; a few keep the reading.
+5. *Knowing*: the same with many more plain questions, since a fact takes a hundred lessons.
+6. *Settling*: everything in balance, with a falling learning rate.
 """
 
 from __future__ import annotations
@@ -25,33 +26,20 @@ from typing import Any
 import torch
 
 from agents.lmm import LMMPolicy
-from agents.renderer import ChatRenderer
 from agents.trajectory import Trajectory
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.worlds import Entity, World, load_world
 from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
-from mmsearch_env.worlds.synthetic import invent_entities
 from mmsearch_env.worlds.wordings import asked, query_text
+from training.checkpoint import write_folder
 from training.engine import AdamSettings, Place
 from training.sft import DrawTrajectories, SupervisedPlan, fit
 from training.stages import Stage
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
 from training.tiny_lmm.demonstrations import Teacher, demonstrations, reading_part
 from training.tiny_lmm.knowledge import deal_knowledge
-from training.tiny_lmm.lessons import (
-    Lesson,
-    PictureAlbum,
-    Pupil,
-    document_lesson,
-    fact_lesson,
-    mixed,
-    picture_lesson,
-    pupil,
-    quiz_lesson,
-    recorded_lesson,
-    repetition_lesson,
-    title_lesson,
-)
+from training.tiny_lmm.lessons import PictureAlbum, Pupil, mixed, pupil
+from training.tiny_lmm.mixtures import HELD_OUT, Mixtures, probes
 from training.tiny_lmm.seeing import SeeingPlan, learn_to_see
 
 TAGS = tuple(
@@ -62,8 +50,6 @@ Report = Callable[[str, dict[str, float]], None]
 _REPORT_EVERY = 100
 _ROUNDS = ((3, 0.85), (2, 0.15))
 """Round limits of the demonstrations, and their shares."""
-_HELD_OUT = 64
-_STRANGERS_SEED = 99
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +63,13 @@ class Recipe:
         familiar: how many invented countries are taught like known ones.
         pictures_each: disturbed pictures of each flag, for each process.
         demonstrations: episodes recorded by each process.
-        rows: trajectories of one update and process.
+        exercise_rows: trajectories of one update and process in the exercises.
+        rows: the same in the stages after them.
         seeing: the first stage.
         exercises: the second.
         learning: the third.
         knowing: the fourth.
+        settling: the fifth.
     """
 
     seed: int = 1
@@ -90,6 +78,7 @@ class Recipe:
     familiar: int = 48
     pictures_each: int = 24
     demonstrations: int = 7000
+    exercise_rows: int = 60
     rows: int = 70
     seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=450, learning_rate=2e-3, warmup=50, decay_share=0.5))
     exercises: SupervisedPlan = SupervisedPlan(
@@ -99,7 +88,10 @@ class Recipe:
         updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     knowing: SupervisedPlan = SupervisedPlan(
-        updates=2000, learning_rate=3e-3, warmup=50, decay_share=0.5, token_budget=2048, observed_weight=0.4
+        updates=600, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
+    )
+    settling: SupervisedPlan = SupervisedPlan(
+        updates=1200, learning_rate=3e-3, warmup=50, decay_share=0.85, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -114,7 +106,17 @@ class Recipe:
             exercises=shorter(self.exercises),
             learning=shorter(self.learning),
             knowing=shorter(self.knowing),
+            settling=shorter(self.settling),
         )
+
+    def made_of(self, stage: str, processes: int) -> str:
+        """All that a stage depends on, as JSON: everything but the stages after it."""
+        later = _STAGES[_STAGES.index(stage) + 1 :]
+        kept = {name: value for name, value in asdict(self).items() if name not in later}
+        return json.dumps(kept | {"processes": processes}, sort_keys=True)
+
+
+_STAGES = ("seeing", "exercises", "learning", "knowing", "settling")
 
 
 def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) -> None:
@@ -122,7 +124,7 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
 
     Each stage is kept in a folder beside ``out`` until the checkpoint is written, so a killed run goes on.
     """
-    stages = out.with_name(f"{out.name}.stages")
+    stages = _Stages(out.with_name(f"{out.name}.stages"), recipe, place.world_size)
     atlas, invented = load_world("atlas"), load_world(recipe.invented)
     friends = _pictured(invented)[: recipe.familiar]
     taught = pupil(atlas, deal_knowledge(atlas, seed=recipe.seed), friends)
@@ -130,79 +132,32 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     stream = recipe.seed * 1000 + place.rank
     teacher = Teacher(invented, frozenset(entity.id for entity in friends))
     shown = _record(policy, teacher, recipe, stream, report)
-    album = _see(policy, recipe, taught, invented, place, Stage(stages / "seeing"), report)
+    album = _see(policy, recipe, taught, invented, place, stages.named("seeing"), report)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
     parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
-    lessons = _Lessons(policy.renderer, taught, album, invented, shown[_HELD_OUT:], parts[_HELD_OUT:])
-    run = _Run(policy, place, _probes(lessons, shown, parts), stages, report)
-    run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.rows), "exercises")
-    run.train(recipe.learning, mixed(lessons.everything(), seed=stream + 500, rows=recipe.rows), "learning")
+    lessons = Mixtures(policy.renderer, taught, album, invented, shown[HELD_OUT:], parts[HELD_OUT:])
+    run = _Run(policy, place, probes(lessons, shown, parts), stages, report)
+    run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.exercise_rows), "exercises")
+    run.train(recipe.learning, mixed(lessons.mostly_reading(), seed=stream + 500, rows=recipe.rows), "learning")
     run.train(recipe.knowing, mixed(lessons.mostly_knowledge(), seed=stream + 700, rows=recipe.rows), "knowing")
+    run.train(recipe.settling, mixed(lessons.balanced(), seed=stream + 900, rows=recipe.rows), "settling")
     _save(policy, recipe, out, place)
     if place.rank == 0:
-        shutil.rmtree(stages)
+        shutil.rmtree(stages.folder)
 
 
 @dataclass(frozen=True, slots=True)
-class _Lessons:
-    """The mixtures of the stages of language."""
+class _Stages:
+    """Where the stages of a recipe are kept."""
 
-    renderer: ChatRenderer
-    taught: Pupil
-    album: PictureAlbum
-    invented: World
-    shown: Sequence[Trajectory]
-    parts: Sequence[Trajectory]
+    folder: Path
+    recipe: Recipe
+    processes: int
 
-    def exercises(self) -> list[tuple[Lesson, float]]:
-        """Copying, and reading where there is little to read: one sentence, one query."""
-        return [
-            (repetition_lesson(self.renderer), 0.15),
-            (document_lesson(self.renderer, self.invented.pages), 0.10),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 1)), 0.50),
-            (title_lesson(self.renderer, self.invented.entities), 0.25),
-        ]
-
-    def everything(self) -> list[tuple[Lesson, float]]:
-        """All that the model is to know and to do."""
-        return [
-            (repetition_lesson(self.renderer), 0.04),
-            (document_lesson(self.renderer, self.invented.pages), 0.04),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.25),
-            (title_lesson(self.renderer, self.invented.entities), 0.08),
-            (recorded_lesson(self.parts), 0.15),
-            (recorded_lesson(self.shown), 0.22),
-            (picture_lesson(self.renderer, self.taught, self.album), 0.26),
-            (fact_lesson(self.renderer, self.taught), 0.16),
-        ]
-
-    def mostly_knowledge(self) -> list[tuple[Lesson, float]]:
-        """The same, most of it questions answered from memory; short lessons, so half of the tokens."""
-        return [
-            (repetition_lesson(self.renderer), 0.01),
-            (document_lesson(self.renderer, self.invented.pages), 0.01),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.07),
-            (title_lesson(self.renderer, self.invented.entities), 0.02),
-            (recorded_lesson(self.parts), 0.05),
-            (recorded_lesson(self.shown), 0.08),
-            (picture_lesson(self.renderer, self.taught, self.album), 0.70),
-            (fact_lesson(self.renderer, self.taught, questions=6), 0.06),
-        ]
-
-
-def _probes(lessons: _Lessons, shown: Sequence[Trajectory], parts: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
-    """Held-out lessons by name; those with invented entities are about some that no lesson is about."""
-    strangers = invent_entities(_STRANGERS_SEED, 100)
-    drawn = {
-        "picture": picture_lesson(lessons.renderer, lessons.taught, lessons.album),
-        "fact": fact_lesson(lessons.renderer, lessons.taught),
-        "one sentence": quiz_lesson(lessons.renderer, strangers, facts=(1, 1)),
-        "three sentences": quiz_lesson(lessons.renderer, strangers, facts=(3, 3)),
-        "titles": title_lesson(lessons.renderer, strangers),
-    }
-    probes = {name: [lesson(random.Random(f"probe/{n}")) for n in range(_HELD_OUT)] for name, lesson in drawn.items()}
-    return probes | {"reading": list(parts[:_HELD_OUT]), "episode": list(shown[:_HELD_OUT])}
+    def named(self, name: str) -> Stage:
+        """One of them."""
+        return Stage(self.folder / name, made_of=self.recipe.made_of(name, self.processes))
 
 
 def _pictured(world: World) -> list[Entity]:
@@ -288,7 +243,7 @@ class _Run:
     policy: LMMPolicy
     place: Place
     probes: Mapping[str, Sequence[Trajectory]]
-    stages: Path
+    stages: _Stages
     report: Report
 
     def train(self, plan: SupervisedPlan, draw: DrawTrajectories, stage: str) -> None:
@@ -306,7 +261,7 @@ class _Run:
             self.report(stage, values)
 
         adam = AdamSettings(beta2=0.98, weight_decay=0.05)
-        fit(self.policy, self.place, draw, plan, adam=adam, stage=Stage(self.stages / stage), on_update=on_update)
+        fit(self.policy, self.place, draw, plan, adam=adam, stage=self.stages.named(stage), on_update=on_update)
 
 
 @torch.no_grad()
@@ -316,7 +271,7 @@ def likely_share(policy: LMMPolicy, held_out: Sequence[Trajectory]) -> float:
     for start in range(0, len(held_out), 16):
         part = held_out[start : start + 16]
         inputs = policy.forward_inputs(part)
-        mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
+        mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
         for row, trajectory in enumerate(part):
             size, said = len(trajectory.token_ids), len(trajectory.turns[-1].completion.token_ids)
             mask[row, size - said : size] = True
@@ -327,9 +282,12 @@ def likely_share(policy: LMMPolicy, held_out: Sequence[Trajectory]) -> float:
 
 def _save(policy: LMMPolicy, recipe: Recipe, folder: Path, place: Place) -> None:
     """Weights in bfloat16, processor, tokeniser and recipe; what transformers stores lies as transformers stores it."""
-    if place.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        copy.deepcopy(policy.model).to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
-        policy.renderer.processor.save_pretrained(folder)
+
+    def save(part: Path) -> None:
+        copy.deepcopy(policy.model).to(torch.bfloat16).save_pretrained(part, safe_serialization=True)
+        policy.renderer.processor.save_pretrained(part)
         text = json.dumps(asdict(recipe) | {"processes": place.world_size}, indent=1)
-        (folder / "recipe.json").write_text(text + "\n", encoding="utf-8")
+        (part / "recipe.json").write_text(text + "\n", encoding="utf-8")
+
+    if place.rank == 0:
+        write_folder(folder, save)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,25 +85,38 @@ def learn_to_see(
     torch.manual_seed(seed)
     classifier = FlagClassifier(model, len(entities))
     done = stage.weights_into(classifier)
-    engine = Engine(classifier, place=place, adam=AdamSettings(beta2=0.98, weight_decay=0.05))
-    preparer = ImagePreparer(processor)
     album = PictureAlbum(entities, seed=seed + place.rank, each=pictures_each)
-    stage.optimiser_into(engine)
-    for update in range(done, plan.schedule.updates):
-        rng = random.Random(f"seeing/{seed}/{place.rank}/{update}")
-        labels = [rng.randrange(len(entities)) for _ in range(plan.pictures)]
-        logits = engine.forward(*_inputs(preparer, processor, [album.draw(entities[label], rng) for label in labels]))
-        wanted = torch.tensor(labels)
-        loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=0.05)
-        engine.backward(loss / place.world_size)
-        engine.step(plan.schedule.rate(update))
-        stage.keep(classifier, engine, done=update + 1, of=plan.schedule.updates)
-        on_update(update, float(loss.detach()), float((logits.argmax(-1) == wanted).float().mean()))
+    if done >= plan.schedule.updates:
+        return album
+    preparer = ImagePreparer(processor)
+    with closing(Engine(classifier, place=place, adam=AdamSettings(beta2=0.98, weight_decay=0.05))) as engine:
+        stage.optimiser_into(engine)
+        for update in range(done, plan.schedule.updates):
+            rng = random.Random(f"seeing/{seed}/{place.rank}/{update}")
+            labels = [rng.randrange(len(entities)) for _ in range(plan.pictures)]
+            inputs = _inputs(preparer, processor, [album.draw(entities[label], rng) for label in labels], place)
+            loss, right = _update(engine, inputs, labels, plan.schedule.rate(update))
+            stage.keep(classifier, engine, done=update + 1, of=plan.schedule.updates)
+            on_update(update, loss, right)
     return album
 
 
-def _inputs(preparer: ImagePreparer, processor: Any, images: Sequence[Image]) -> tuple[Tensor, Tensor, list[int]]:
-    inputs = preparer.many(images)
+def _update(
+    engine: Engine, inputs: tuple[Tensor, Tensor, list[int]], labels: Sequence[int], rate: float
+) -> tuple[float, float]:
+    """One optimiser step; this rank's loss and share of right names."""
+    logits = engine.forward(*inputs)
+    wanted = torch.tensor(labels, device=logits.device)
+    loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=0.05)
+    engine.backward(loss / engine.place.world_size)
+    engine.step(rate)
+    return float(loss.detach()), float((logits.argmax(-1) == wanted).float().mean())
+
+
+def _inputs(
+    preparer: ImagePreparer, processor: Any, images: Sequence[Image], place: Place
+) -> tuple[Tensor, Tensor, list[int]]:
+    inputs = {name: value.to(place.device) for name, value in preparer.many(images).items()}
     grids = inputs["image_grid_thw"]
     merged = processor.image_processor.merge_size**2
     return inputs["pixel_values"], grids, [int(grid.prod()) // merged for grid in grids]
