@@ -40,6 +40,11 @@ class InputBuilder:
         """Whether no parameter of the vision tower is trained, so that its features can be kept."""
         return not any(p.requires_grad for name, p in self._model.named_parameters() if _is_vision(name))
 
+    @property
+    def position_rows(self) -> int:
+        """How many positions a token has: 3 with mRoPE (time, height, width), else 1."""
+        return 3 if hasattr(getattr(self._model, "model", self._model), "get_rope_index") else 1
+
     def build(self, rows: Sequence[Row], *, padding: Literal["left", "right"]) -> dict[str, Any]:
         """Forward keywords for ``rows``.
 
@@ -76,7 +81,7 @@ class InputBuilder:
     def positions(self, row: Row) -> torch.Tensor:
         """Positions of one row without padding: (3, T) for a model with mRoPE, (1, T) for others."""
         inner = getattr(self._model, "model", self._model)
-        if not hasattr(inner, "get_rope_index"):
+        if self.position_rows == 1:
             return torch.arange(len(row.token_ids))[None]
         ids = torch.tensor([row.token_ids])
         if not row.images:

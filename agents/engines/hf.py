@@ -1,14 +1,15 @@
 """Sampling with a transformers model in this process.
 
-One call samples one completion for each row: a left-padded prefill, then token by token on a key-value cache. Rows
-that have ended leave the batch. Each row draws from its own seeded stream of uniform numbers, so what a row says does
-not depend on which other rows were in the batch.
+One call samples one completion for each row: a left-padded prefill, in which a prompt that several rows share is run
+once, then token by token on a key-value cache. Rows that have ended leave the batch. Each row draws from its own seeded
+stream of uniform numbers, so what a row says does not depend on which other rows were in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,12 +73,8 @@ class HFSampler:
     ) -> list[tuple[list[int], list[float], FinishReason]]:
         streams = np.stack([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
         full = [Row((*row.token_ids, *start), row.images) for row, start in zip(rows, forced, strict=True)]
-        inputs = self._builder.build(full, padding="left")
         network = base_model(self._scorer.model)
-        cache = DynamicCache(config=network.config.get_text_config())
-        mask, places = inputs["attention_mask"], inputs["position_ids"]
-        hidden = network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        next_place = places.amax(dim=tuple(i for i in range(places.dim()) if i != places.dim() - 2)) + 1  # (B,)
+        cache, hidden, mask, next_place = self._prefill(network, full)
         ids: list[list[int]] = [[] for _ in rows]
         logprobs: list[list[float]] = [[] for _ in rows]
         reasons = [FinishReason.LENGTH] * len(rows)
@@ -99,16 +96,41 @@ class HFSampler:
                 cache.batch_select_indices(keep)
                 tokens, mask, next_place = tokens[keep], mask[keep], next_place[keep]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            step_places = next_place[:, None] if places.dim() == 2 else next_place[:, None].expand(3, -1, 1)
+            step_places = next_place.expand(self._builder.position_rows, -1)[..., None]
             hidden = network.model(
                 input_ids=tokens[:, None],
                 attention_mask=mask,
-                position_ids=step_places,
+                position_ids=step_places if len(step_places) > 1 else step_places[0],
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, -1]
             next_place = next_place + 1
         return list(zip(ids, logprobs, reasons, strict=True))
+
+    def _prefill(self, network: Any, rows: Sequence[Row]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+        """Run the prompts, those that several rows share only once.
+
+        Returns:
+            The cache, the last hidden states (B, width), the attention mask (B, T) and the next positions (B,).
+        """
+        numbers: dict[tuple[tuple[int, ...], tuple[str, ...]], int] = {}
+        distinct: list[Row] = []
+        which: list[int] = []
+        for row in rows:
+            key = (row.token_ids, tuple(image.digest for image in row.images))
+            if key not in numbers:
+                numbers[key] = len(distinct)
+                distinct.append(row)
+            which.append(numbers[key])
+        inputs = self._builder.build(distinct, padding="left")
+        cache = DynamicCache(config=network.config.get_text_config())
+        hidden = network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        mask, places = inputs["attention_mask"], inputs["position_ids"]
+        next_place = places.amax(dim=tuple(i for i in range(places.dim()) if i != places.dim() - 2)) + 1  # (U,)
+        chosen = torch.tensor(which, device=mask.device)
+        if len(distinct) < len(rows):
+            cache.batch_select_indices(chosen)
+        return cache, hidden[chosen], mask[chosen], next_place[chosen]
 
     def _draw(self, logits: Tensor, uniforms: np.ndarray, temperature: float) -> tuple[Tensor, Tensor]:
         """One token for each row (B,) and its log-probability (B,), by inverting the cumulative distribution."""

@@ -103,6 +103,21 @@ def test_what_a_row_says_does_not_depend_on_the_others(policy: LMMPolicy) -> Non
     assert [r.completion.token_ids for r in together] == [r.completion.token_ids for r in alone]
 
 
+def test_a_prompt_that_rows_share_is_run_once(policy: LMMPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups of three in one batch, their members mixed: two prompts are run, and each says what it says alone."""
+    requests = [Request((), (CONVERSATIONS[seed % 2][0],), (), seed=seed) for seed in range(6)]
+    alone = [replies(policy, [request])[0].completion for request in requests]
+    built: list[int] = []
+    build = policy.builder.build
+    monkeypatch.setattr(policy.builder, "build", lambda rows, **how: built.append(len(rows)) or build(rows, **how))
+    together = [reply.completion for reply in replies(policy, requests)]
+    assert built == [2]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert len({c.token_ids for c in together}) == 6
+    for one, other in zip(together, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
 def test_control_and_picture_tokens_are_never_sampled() -> None:
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=64, temperature=5.0))
     banned = policy.renderer.control_ids - policy.renderer.end_ids

@@ -113,6 +113,6 @@ def test_an_adapter_is_replaced_as_a_whole(tmp_path: Path) -> None:
     def full_disk(place: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DataError, match="adapter: expected to write the adapter"):
+    with pytest.raises(DataError, match="adapter: expected to write the folder"):
         write_folder(folder, full_disk)
     assert [path.name for path in tmp_path.rglob("*")] == ["adapter", "new"]

@@ -37,6 +37,7 @@ from training.tiny_lmm.lessons import (
     pupil,
     quiz_lesson,
     repetition_lesson,
+    some_of,
     title_lesson,
 )
 from training.tiny_lmm.recipe import Recipe, texts_of_tokeniser, tokeniser_of
@@ -190,7 +191,7 @@ def test_reading_is_a_query_and_its_answer(
 def test_a_quiz_can_be_answered_from_its_sentences(policy: LMMPolicy, invented: World) -> None:
     """Every answer stands in the sentences, and there are as many queries as sentences."""
     for number in range(40):
-        drawn = quiz_lesson(policy.renderer, invented.entities, facts=(1, 4))(random.Random(number))
+        drawn = quiz_lesson(policy.renderer, some_of(invented.entities), facts=(1, 4))(random.Random(number))
         told = policy.renderer.tokenizer.decode(drawn.turns[0].prompt_ids)
         sentences = told[told.index("<information>") : told.index("</information>")]
         assert sentences.count("\n- ") + 1 == len(drawn.turns)
@@ -202,7 +203,7 @@ def test_a_quiz_can_be_answered_from_its_sentences(policy: LMMPolicy, invented: 
 def test_titles_lead_to_a_query_about_the_first(policy: LMMPolicy, invented: World) -> None:
     names = {entity.name for entity in invented.entities}
     for number in range(40):
-        drawn = title_lesson(policy.renderer, invented.entities)(random.Random(number))
+        drawn = title_lesson(policy.renderer, some_of(invented.entities))(random.Random(number))
         told = policy.renderer.tokenizer.decode(drawn.turns[1].prompt_ids)
         first = told[told.index("<information>") : told.index("</information>")].split("\n")[0]
         (named,) = {max((n for n in names if n in first), key=len)}

@@ -28,6 +28,7 @@ from mmsearch_env.worlds.pictures import QuestionPicture
 from mmsearch_env.worlds.wordings import asked, fill, noun, query_text, wordings
 from training.tiny_lmm.demonstrations import demonstration, plain_questions, quiz, repetition, titles_read
 from training.tiny_lmm.knowledge import Knowledge, known
+from training.tiny_lmm.strange_names import StrangeNames
 
 _PROTOCOL = MMSearchR1(load_prompts("brief"))
 _ONLY_ANSWER = Rules(max_rounds=1)
@@ -133,12 +134,31 @@ def document_lesson(renderer: ChatRenderer, pages: Sequence[Page]) -> Lesson:
     return draw
 
 
-def quiz_lesson(renderer: ChatRenderer, entities: Sequence[Entity], *, facts: tuple[int, int]) -> Lesson:
-    """Sentences about up to three invented countries, the fewest and the most of them given, and a query for each."""
+Draw = Callable[[random.Random, int], list[Entity]]
+"""Draws different entities."""
+
+
+def some_of(entities: Sequence[Entity]) -> Draw:
+    """Draws from ``entities``."""
+    return lambda rng, count: rng.sample(entities, count)
+
+
+def renamed(entities: Sequence[Entity], names: StrangeNames, *, share: float) -> Draw:
+    """Draws from ``entities`` and renames all that were drawn, in that share of draws."""
+
+    def draw(rng: random.Random, count: int) -> list[Entity]:
+        drawn = rng.sample(entities, count)
+        return [names.rename(entity, rng) for entity in drawn] if rng.random() < share else drawn
+
+    return draw
+
+
+def quiz_lesson(renderer: ChatRenderer, entities: Draw, *, facts: tuple[int, int]) -> Lesson:
+    """Sentences about up to three countries, the fewest and the most of them given, and a query for each."""
 
     def draw(rng: random.Random) -> Trajectory:
         count = rng.randint(*facts)
-        chosen = rng.sample(entities, rng.randint(1, min(3, count)))
+        chosen = entities(rng, rng.randint(1, min(3, count)))
         told = [(entity, relation) for entity in chosen for relation in ASKED_RELATIONS if entity.fact(relation)]
         pairs = rng.sample(told, min(count, len(told)))
         lines = [sentence(rng, relation, entity) for entity, relation in pairs]
@@ -148,12 +168,12 @@ def quiz_lesson(renderer: ChatRenderer, entities: Sequence[Entity], *, facts: tu
     return draw
 
 
-def title_lesson(renderer: ChatRenderer, entities: Sequence[Entity]) -> Lesson:
+def title_lesson(renderer: ChatRenderer, entities: Draw) -> Lesson:
     """Titles without pictures, as an image search would find them, and a query about the first."""
     titles: Sequence[str] = wordings()["titles"]
 
     def draw(rng: random.Random) -> Trajectory:
-        found = rng.sample(entities, rng.randint(1, 3))
+        found = entities(rng, rng.randint(1, 3))
         relation = rng.choice([r for r in ASKED_RELATIONS if found[0].fact(r)])
         shown = [fill(rng.choice(titles), entity) for entity in found]
         return titles_read(renderer, rng.choice(asked(relation)), shown, query_text(found[0], relation))

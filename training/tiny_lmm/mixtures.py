@@ -11,6 +11,7 @@ from agents.trajectory import Trajectory
 from mmsearch_env.worlds import World
 from mmsearch_env.worlds.synthetic import invent_entities
 from training.tiny_lmm.lessons import (
+    Draw,
     Lesson,
     PictureAlbum,
     Pupil,
@@ -19,9 +20,12 @@ from training.tiny_lmm.lessons import (
     picture_lesson,
     quiz_lesson,
     recorded_lesson,
+    renamed,
     repetition_lesson,
+    some_of,
     title_lesson,
 )
+from training.tiny_lmm.strange_names import StrangeNames
 
 HELD_OUT = 64
 """Trajectories of each probe."""
@@ -39,6 +43,7 @@ class Mixtures:
         invented: the world in which searching is taught.
         shown: whole demonstrations.
         parts: their endings, a query and what was read.
+        names: names that cannot be guessed.
     """
 
     renderer: ChatRenderer
@@ -47,65 +52,79 @@ class Mixtures:
     invented: World
     shown: Sequence[Trajectory]
     parts: Sequence[Trajectory]
+    names: StrangeNames
 
     def exercises(self) -> list[tuple[Lesson, float]]:
         """Copying, and reading where there is little to read: one sentence, one query."""
+        invented = some_of(self.invented.entities)
         return [
             (repetition_lesson(self.renderer), 0.15),
             (document_lesson(self.renderer, self.invented.pages), 0.10),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 1)), 0.50),
-            (title_lesson(self.renderer, self.invented.entities), 0.25),
+            (quiz_lesson(self.renderer, invented, facts=(1, 1)), 0.50),
+            (title_lesson(self.renderer, invented), 0.25),
         ]
 
     def mostly_reading(self) -> list[tuple[Lesson, float]]:
         """All that the model is to know and to do, most of it searching and reading."""
-        return [
-            (repetition_lesson(self.renderer), 0.04),
-            (document_lesson(self.renderer, self.invented.pages), 0.04),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.25),
-            (title_lesson(self.renderer, self.invented.entities), 0.08),
-            (recorded_lesson(self.parts), 0.15),
-            (recorded_lesson(self.shown), 0.22),
-            (picture_lesson(self.renderer, self.taught, self.album), 0.26),
-            (fact_lesson(self.renderer, self.taught), 0.16),
-        ]
+        return self._mixture(
+            some_of(self.invented.entities),
+            repetition=0.04, document=0.04, quiz=0.25, titles=0.08, parts=0.15, episodes=0.22, pictures=0.26,
+            facts=(fact_lesson(self.renderer, self.taught), 0.16),
+        )  # fmt: skip
 
     def mostly_knowledge(self) -> list[tuple[Lesson, float]]:
         """The same, most of it questions answered from memory; short lessons, so half of the tokens."""
-        return [
-            (repetition_lesson(self.renderer), 0.01),
-            (document_lesson(self.renderer, self.invented.pages), 0.01),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.07),
-            (title_lesson(self.renderer, self.invented.entities), 0.02),
-            (recorded_lesson(self.parts), 0.05),
-            (recorded_lesson(self.shown), 0.08),
-            (picture_lesson(self.renderer, self.taught, self.album), 0.70),
-            (fact_lesson(self.renderer, self.taught, questions=6), 0.06),
-        ]
+        return self._mixture(
+            some_of(self.invented.entities),
+            repetition=0.01, document=0.01, quiz=0.07, titles=0.02, parts=0.05, episodes=0.08, pictures=0.70,
+            facts=(fact_lesson(self.renderer, self.taught, questions=6), 0.06),
+        )  # fmt: skip
 
     def balanced(self) -> list[tuple[Lesson, float]]:
-        """The same, a quarter of the tokens for questions about pictures."""
+        """The same in balance, and half of what is to be copied has names that cannot be guessed."""
+        return self._mixture(
+            renamed(self.invented.entities, self.names, share=0.5),
+            repetition=0.04, document=0.01, quiz=0.18, titles=0.18, parts=0.08, episodes=0.14, pictures=0.32,
+            facts=(fact_lesson(self.renderer, self.taught, questions=6), 0.05),
+        )  # fmt: skip
+
+    def _mixture(
+        self,
+        entities: Draw,
+        *,
+        repetition: float,
+        document: float,
+        quiz: float,
+        titles: float,
+        parts: float,
+        episodes: float,
+        pictures: float,
+        facts: tuple[Lesson, float],
+    ) -> list[tuple[Lesson, float]]:
         return [
-            (repetition_lesson(self.renderer), 0.02),
-            (document_lesson(self.renderer, self.invented.pages), 0.02),
-            (quiz_lesson(self.renderer, self.invented.entities, facts=(1, 4)), 0.15),
-            (title_lesson(self.renderer, self.invented.entities), 0.05),
-            (recorded_lesson(self.parts), 0.13),
-            (recorded_lesson(self.shown), 0.16),
-            (picture_lesson(self.renderer, self.taught, self.album), 0.42),
-            (fact_lesson(self.renderer, self.taught, questions=6), 0.05),
+            (repetition_lesson(self.renderer), repetition),
+            (document_lesson(self.renderer, self.invented.pages), document),
+            (quiz_lesson(self.renderer, entities, facts=(1, 4)), quiz),
+            (title_lesson(self.renderer, entities), titles),
+            (recorded_lesson(self.parts), parts),
+            (recorded_lesson(self.shown), episodes),
+            (picture_lesson(self.renderer, self.taught, self.album), pictures),
+            facts,
         ]
 
 
 def probes(lessons: Mixtures, shown: Sequence[Trajectory], parts: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
     """Held-out lessons by name; those with invented entities are about some that no lesson is about."""
-    strangers = invent_entities(_STRANGERS_SEED, 100)
+    strangers = some_of(invent_entities(_STRANGERS_SEED, 100))
+    unguessable = renamed(invent_entities(_STRANGERS_SEED, 100), lessons.names, share=1.0)
     drawn = {
         "picture": picture_lesson(lessons.renderer, lessons.taught, lessons.album),
         "fact": fact_lesson(lessons.renderer, lessons.taught),
         "one sentence": quiz_lesson(lessons.renderer, strangers, facts=(1, 1)),
         "three sentences": quiz_lesson(lessons.renderer, strangers, facts=(3, 3)),
         "titles": title_lesson(lessons.renderer, strangers),
+        "strange titles": title_lesson(lessons.renderer, unguessable),
+        "strange sentences": quiz_lesson(lessons.renderer, unguessable, facts=(3, 3)),
     }
     probes = {name: [lesson(random.Random(f"probe/{n}")) for n in range(HELD_OUT)] for name, lesson in drawn.items()}
     return probes | {"reading": list(parts[:HELD_OUT]), "episode": list(shown[:HELD_OUT])}

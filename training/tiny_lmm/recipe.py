@@ -7,7 +7,7 @@
 4. *Learning*: the protocol, searching, reading and copying by demonstrations in an invented world; some names and
    facts by plain questions.
 5. *Knowing*: the same with many more plain questions, since a fact takes a hundred lessons.
-6. *Settling*: everything in balance, with a falling learning rate.
+6. *Settling*: everything in balance, with names that cannot be guessed and a falling learning rate.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from training.tiny_lmm.knowledge import deal_knowledge
 from training.tiny_lmm.lessons import PictureAlbum, Pupil, mixed, pupil
 from training.tiny_lmm.mixtures import HELD_OUT, Mixtures, probes
 from training.tiny_lmm.seeing import SeeingPlan, learn_to_see
+from training.tiny_lmm.strange_names import StrangeNames
 
 TAGS = tuple(
     f"<{end}{name}>" for name in ("reason", "search", "text_search", "answer", "information") for end in ("", "/")
@@ -91,7 +92,7 @@ class Recipe:
         updates=600, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     settling: SupervisedPlan = SupervisedPlan(
-        updates=1200, learning_rate=3e-3, warmup=50, decay_share=0.85, token_budget=2048, observed_weight=0.4
+        updates=850, learning_rate=3e-3, warmup=50, decay_share=0.7, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -136,7 +137,11 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
     parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
-    lessons = Mixtures(policy.renderer, taught, album, invented, shown[HELD_OUT:], parts[HELD_OUT:])
+    names = StrangeNames(
+        map(policy.renderer.tokenizer.decode, range(len(policy.renderer.tokenizer))),
+        avoided=(word for entity in atlas.entities for word in (entity.name, *entity.name.split())),
+    )
+    lessons = Mixtures(policy.renderer, taught, album, invented, shown[HELD_OUT:], parts[HELD_OUT:], names)
     run = _Run(policy, place, probes(lessons, shown, parts), stages, report)
     run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.exercise_rows), "exercises")
     run.train(recipe.learning, mixed(lessons.mostly_reading(), seed=stream + 500, rows=recipe.rows), "learning")
