@@ -15,9 +15,11 @@ STAMPS := $(VENV)/stamps
 # Settings may follow the recipe: make train ARGS="section.key=value ..."
 QUICKSTART ?= training/configs/quickstart.yaml
 CHECKPOINT ?= agents/checkpoints/atlas-tiny
-# Two processes of one thread each are faster here than one process of two threads.
-PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 2 ] && echo 2 || echo $$n)
-RUN = $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES)
+# One process for each GPU. Without one, two processes of one thread each are faster than one process of two threads.
+PROCESSES ?= $(shell gpus=$$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU'); n=$$(nproc 2>/dev/null || echo 1); \
+  [ "$$gpus" -gt 0 ] && echo $$gpus || { [ $$n -gt 2 ] && echo 2 || echo $$n; })
+# Ctrl-C lets the iteration end and saves; that may take a while.
+RUN = $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) --shutdown-timeout 600
 ARGS ?=
 
 .DEFAULT_GOAL := help

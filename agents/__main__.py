@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -60,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--adapter", type=Path, help="folder of a LoRA adapter to put on the model")
     scoring.add_argument("--workflow", action="append", choices=tuple(WORKFLOWS), help="may be given several times")
     scoring.add_argument("--split", default="test", help="train, validation, test or all (%(default)s)")
-    scoring.add_argument("--temperature", type=float, default=0.0)
+    scoring.add_argument("--temperature", type=float, help="of sampling (default 0, or the run's own)")
     scoring.set_defaults(call=_evaluate)
     labelling = commands.add_parser("label", parents=[common], help="measure which searches each question needs")
     labelling.add_argument("--split", default="all", help="train, validation, test or all (%(default)s)")
     labelling.add_argument("--processes", type=int, default=1, help="CPU processes that share the work (%(default)s)")
-    labelling.set_defaults(call=_label, run=None, adapter=None)
+    labelling.set_defaults(call=_label, run=None, adapter=None, temperature=None)
     return parser
 
 
@@ -74,7 +75,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}; make the folder first")
     playing = _playing(options)
     questions = load_labels(playing.folder).on(_questions(options, playing))
-    policy = playing.policy(temperature=options.temperature)
+    policy = playing.policy()
     evaluations = []
     for name in options.workflow or ["on_demand"]:
         workflow = WORKFLOWS[name]
@@ -99,6 +100,8 @@ def _label(options: argparse.Namespace, console: Console) -> None:
     if options.processes < 1:
         raise ConfigError(f"--processes: expected 1 or more, got {options.processes}")
     playing = _playing(options)
+    if not any(playing.folder.glob("*.safetensors")):
+        raise ConfigError(f"--model: expected a folder with weights that labels can be bound to, got {playing.folder}")
     questions = _questions(options, playing)
     out = options.out or playing.folder / LABELS_FILE
     labels = labels_in(out, weights=playing.folder).about(questions)
@@ -114,7 +117,8 @@ def _label(options: argparse.Namespace, console: Console) -> None:
 
 def _playing(options: argparse.Namespace) -> Playing:
     if options.run is not None:
-        return Playing.of_run(options.run, device=options.device)
+        found = Playing.of_run(options.run, device=options.device)
+        return found if options.temperature is None else replace(found, temperature=options.temperature)
     return Playing(
         model=options.model,
         adapter=options.adapter,
@@ -122,6 +126,7 @@ def _playing(options: argparse.Namespace) -> Playing:
         device=options.device,
         max_new_tokens=options.max_new_tokens,
         max_context_tokens=options.max_context_tokens,
+        temperature=options.temperature or 0.0,
         env={**BRIEF, "world": options.world, "prompts": options.prompts},
     )
 

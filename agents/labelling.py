@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -28,10 +29,11 @@ def measured_labels(
         seed: of all episodes.
         processes: 1 measures here; more are started, with one thread each.
     """
+    playing = replace(playing, temperature=1.0)
     if not parts:
         return
     if processes == 1:
-        policy = playing.policy(temperature=1.0)
+        policy = playing.policy()
         for part in parts:
             yield measure_labels(policy, playing.make_env, part, seed=seed)
         return
@@ -51,7 +53,7 @@ _started: list[tuple[LMMPolicy, Playing]] = []
 
 def _begin(playing: Playing) -> None:
     torch.set_num_threads(1)
-    _started.append((playing.policy(temperature=1.0), playing))
+    _started.append((playing.policy(), playing))
 
 
 def _measured(questions: Sequence[Question], seed: int) -> Labels:

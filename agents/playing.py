@@ -41,6 +41,7 @@ class Playing:
         system: system message of every conversation; "" for the template's own.
         max_new_tokens: tokens of a completion at most.
         max_context_tokens: tokens of a conversation at most.
+        temperature: of sampling; 0 takes the likeliest token.
         env: keywords of ``MMSearchEnv``, questions left out.
     """
 
@@ -51,11 +52,12 @@ class Playing:
     system: str = ""
     max_new_tokens: int = 64
     max_context_tokens: int = 1024
+    temperature: float = 0.0
     env: Mapping[str, Any] = field(default_factory=lambda: {"world": "atlas", **BRIEF})
 
     @classmethod
     def of_run(cls, folder: Path, *, device: str) -> Self:
-        """The trained policy of a run's folder, in the environment it was trained in.
+        """The trained policy of a run's folder, in the environment it was trained in, sampling as it was evaluated.
 
         Raises:
             DataError: the folder is no run's, or the run has not ended.
@@ -63,6 +65,7 @@ class Playing:
         try:
             recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
             policy, env, limits = recipe["policy"], recipe["env"], recipe["rollout"]
+            temperature = float(recipe["evaluation"]["temperature"])
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{folder}: expected the folder of a training run, got {error!r}; check the path"
@@ -77,6 +80,7 @@ class Playing:
             system=policy["system"],
             max_new_tokens=limits["max_new_tokens"],
             max_context_tokens=limits["max_context_tokens"],
+            temperature=temperature,
             env={k: v for k, v in env.items() if k not in ("split", "questions", "tools")}
             | {"tools": env["tools"] or None},
         )
@@ -86,14 +90,14 @@ class Playing:
         """See :func:`model_folder`."""
         return model_folder(self.model)
 
-    def policy(self, *, temperature: float) -> LMMPolicy:
+    def policy(self) -> LMMPolicy:
         """The model, ready to play. Raises PolicyError."""
         policy = LMMPolicy.load(
             self.folder if self.folder.is_dir() else self.model,
             lora=None if self.adapter is None else LoRASettings.stored(self.adapter),
             dtype=self.dtype,
             device=self.device,
-            limits=SamplingLimits(max_new_tokens=self.max_new_tokens, temperature=temperature),
+            limits=SamplingLimits(max_new_tokens=self.max_new_tokens, temperature=self.temperature),
             max_context_tokens=self.max_context_tokens,
             system=self.system,
         )

@@ -47,7 +47,8 @@ def contrast(values: Values, clusters: Sequence[str], parts: Sequence[tuple[floa
     Args:
         values: (S, N).
         clusters: (N,) what each question is about.
-        parts: a weight and the questions it belongs to; a part without questions makes not-a-number.
+        parts: a weight and the questions it belongs to; a part without questions makes not-a-number. A draw of clusters
+            that leaves a part empty is not counted.
     """
     if values.shape[1] == 0 or any(not mask.any() for _, mask in parts):
         return Estimate(float("nan"), float("nan"), float("nan"))
@@ -61,7 +62,9 @@ def contrast(values: Values, clusters: Sequence[str], parts: Sequence[tuple[floa
         counts = np.bincount(member[mask], minlength=size)  # (C,)
         sums = np.stack([np.bincount(member[mask], row[mask], minlength=size) for row in values])  # (S, C)
         whole += weight * float(values[:, mask].mean())
-        means = (drawn @ sums.T) / np.maximum(drawn @ counts, 1)[:, None]  # (R, S)
+        found = (drawn @ counts).astype(np.float64)
+        found[found == 0] = np.nan
+        means = (drawn @ sums.T) / found[:, None]  # (R, S)
         draws += weight * (means * seeds).sum(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.nanquantile(draws, [0.025, 0.975])
     return Estimate(whole, float(low), float(high))

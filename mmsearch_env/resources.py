@@ -14,6 +14,7 @@ from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ConfigError, DataError, ImageError
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question, QuestionSet
+from mmsearch_env.rendering import plain
 from mmsearch_env.tools.search_tool import SearchTool
 
 ToolSpec = str | Mapping[str, Any] | SearchTool
@@ -49,7 +50,7 @@ class QuestionDraw:
                 return question, question.load_image()
             except ImageError as error:
                 self.unusable[question.id] = str(error)
-                _log.warning("question %s is passed over: %s", question.id, error)
+                _log.warning("question %s is passed over: %s", plain(question.id), plain(str(error)))
         raise DataError(f"{self.questions.name}: expected a question with a readable picture, got none; mend the file")
 
 

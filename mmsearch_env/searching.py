@@ -10,6 +10,7 @@ from mmsearch_env.actions import Action, ImageSearch, TextSearch
 from mmsearch_env.errors import EpisodeError, ToolError, ToolTimeout
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question
+from mmsearch_env.rendering import plain
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
 
 _HIT_FIELDS: Mapping[str, tuple[type, ...]] = {
@@ -73,7 +74,7 @@ async def ask_together(
         except TimeoutError as raised:
             return [_failed(tool, raised, timeout_s=timeout_s) for _ in queries]
         except (Exception, SystemExit, GeneratorExit) as raised:  # noqa: BLE001  asking one by one finds out for whom
-            _log.info("%s: joint search failed, asking one by one: %s", tool.name, raised)
+            _log.info("%s: joint search failed, asking one by one: %s", tool.name, plain(str(raised)))
     return await asyncio.gather(*(ask(tool, query, top_k=top_k, timeout_s=timeout_s) for query in queries))
 
 
@@ -104,8 +105,8 @@ def _failed(tool: SearchTool, raised: BaseException, *, timeout_s: float = 0.0) 
     if isinstance(raised, TimeoutError):
         raised = ToolTimeout(f"{tool.name}: expected a reply within {timeout_s:g} s, got none")
     if isinstance(raised, ToolError):
-        _log.info("search failed: %s", raised)
+        _log.info("search failed: %s", plain(str(raised)))
         return raised
     error = ToolError(f"{tool.name}: expected a result, got {type(raised).__name__}: {raised}", code="tool_error")
-    _log.warning("%s", error, exc_info=raised)
+    _log.warning("%s", plain(str(error)))
     return error

@@ -64,7 +64,8 @@ def _train(config: RunConfig, resume: str, console: Console) -> None:
     from training.interrupt import stop_on_signals
 
     if resume == "auto" and run.is_finished(config):
-        run.present(config, console)
+        if os.environ.get("RANK", "0") == "0":
+            run.present(config, console)
         return
     place = join(timeout_s=config.engine.timeout_s)
     try:

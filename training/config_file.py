@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -145,7 +146,7 @@ def _value(expected: tuple[Any, About | None], value: Any, key: str) -> Any:
     value = _as_fraction(value) if kind is float else value
     if type(value) is not kind:
         raise ConfigError(f"{key}: expected {_type_name(kind)}, got {value!r}")
-    if isinstance(value, int | float) and not about.accepts(value):
+    if isinstance(value, int | float) and not (math.isfinite(value) and about.accepts(value)):
         raise ConfigError(f"{key}: expected {_type_name(kind)} {about.range_text}, got {value!r}")
     return value
 
@@ -190,6 +191,13 @@ def _plain(value: Any) -> Any:
 def _check_together(config: RunConfig) -> None:
     """Refuse options that have no effect beside others, and combinations that cannot work."""
     optimiser, algorithm = config.optimiser, config.algorithm
+    if config.rollout.max_context_tokens <= config.rollout.max_new_tokens:
+        raise ConfigError(
+            f"rollout.max_context_tokens: expected more than rollout.max_new_tokens ({config.rollout.max_new_tokens}), "
+            f"got {config.rollout.max_context_tokens}; no prompt would fit"
+        )
+    if config.policy.adapter and not Path(config.policy.adapter).is_dir():
+        raise ConfigError(f"policy.adapter: expected the folder of an adapter, got {config.policy.adapter!r}")
     if optimiser.decay_centre and optimiser.schedule != "sigmoid":
         raise ConfigError(
             f"optimiser.decay_centre: expected 0 with schedule {optimiser.schedule!r}, got {optimiser.decay_centre}; "

@@ -22,7 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agents.evaluate import evaluate
+from agents.evaluate import SEARCH_FREE, SEARCH_REQUIRED, evaluate
+from agents.labels import UNSOLVED
 from agents.lmm import LMMPolicy
 from agents.workflows import DIRECT, FIXED_RAG, ON_DEMAND, Workflow
 from mmsearch_env.env import MMSearchEnv
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _headline(options: argparse.Namespace, console: Console) -> bool:
     configs = {seed: _config(options, seed) for seed in options.seeds}
+    _expect_labels(evaluation_questions(configs[options.seeds[0]]))
     for seed, config in configs.items():
         console.rule(f"seed {seed}")
         _train(options, seed, config)
@@ -83,6 +85,16 @@ def _headline(options: argparse.Namespace, console: Console) -> bool:
     write_text(result, json.dumps([claim.to_json() for claim in found], indent=1) + "\n")
     console.print(f"written to {result}", highlight=False)
     return all(claim.holds for claim in found)
+
+
+def _expect_labels(questions: Sequence[Question]) -> None:
+    """Without labels there is no search gap to measure. Raises DataError before anything is trained."""
+    labels = {SEARCH_FREE, *SEARCH_REQUIRED, UNSOLVED}
+    if not any(question.category in labels for question in questions):
+        raise DataError(
+            f"expected questions labelled for this model, got {questions[0].category!r} and the like; "
+            "call `python -m agents label` first"
+        )
 
 
 def _config(options: argparse.Namespace, seed: int) -> RunConfig:

@@ -29,6 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "policy": {"model": str(folder), "dtype": "float32", "system": ""},
         "env": {"world": WORLD, "split": "train", "questions": "", "tools": {}, "prompts": "brief", "max_rounds": 2},
         "rollout": {"max_new_tokens": 5, "max_context_tokens": 700},
+        "evaluation": {"temperature": 0.7},
     }
     (folder.parent / "run" / "recipe.json").write_text(json.dumps(recipe))
     return folder
@@ -59,6 +60,7 @@ def test_evaluate_plays_a_run_as_it_was_trained(model: Path, capsys: pytest.Capt
     playing = Playing.of_run(run, device="cpu")
     assert playing.env["max_rounds"] == 2
     assert playing.max_context_tokens == 700
+    assert playing.temperature == 0.7
     assert playing.adapter == run / "adapter"
 
 

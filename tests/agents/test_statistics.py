@@ -56,3 +56,10 @@ def test_unlike_seeds_widen_the_interval() -> None:
 def test_a_part_without_questions_has_no_mean() -> None:
     nobody = np.zeros(2, dtype=np.bool_)
     assert math.isnan(contrast(np.ones((1, 2)), ["a", "b"], [(1.0, ~nobody), (-1.0, nobody)]).mean)
+
+
+def test_a_draw_that_misses_a_part_is_not_counted() -> None:
+    """Ten clusters, one question of the one kind: where it was not drawn there is nothing to compare."""
+    free = np.array([n == 0 for n in range(10)])
+    found = contrast(np.ones((1, 10)), [str(n) for n in range(10)], [(1.0, ~free), (-1.0, free)])
+    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)

@@ -66,6 +66,19 @@ def test_mistakes_are_named(tmp_path: Path, override: str, message: str) -> None
         read_config(recipe(tmp_path, ""), [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.max_context_tokens=256", "expected more than rollout.max_new_tokens"),
+        ("policy.adapter=/no/such/adapter", "expected the folder of an adapter"),
+        ("optimiser.learning_rate=.inf", "optimiser.learning_rate"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config("quickstart", ["rollout.max_new_tokens=256", "rollout.max_context_tokens=512", override])
+
+
 def test_a_file_that_is_missing_or_no_yaml_mapping(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bundled recipe \(.*\), got 'quickstat'; did you mean 'quickstart'\?"):
         read_config("quickstat")

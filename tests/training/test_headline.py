@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,11 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
 
 from families import adapted_policy
 
+from agents.labels import LABELS_FILE, Labels, save_labels
+from mmsearch_env.worlds import load_world
 from training.headline import main
 
+WORLD = "synthetic:seed=1,entities=20"
 SETTINGS = (
     "iterations=1",
-    "env.world=synthetic:seed=1,entities=20",
+    f"env.world={WORLD}",
     "rollout.questions_per_iteration=2",
     "rollout.group_size=2",
     "rollout.max_new_tokens=6",
@@ -33,6 +38,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = adapted_policy("qwen2_5_vl")
     policy.model.unload().save_pretrained(folder)
     policy.renderer.processor.save_pretrained(folder)
+    questions = load_world(WORLD).questions("all")
+    rng = random.Random(0)
+    labels = {question.id: rng.choice(("search_free", "both_required")) for question in questions}
+    save_labels(Labels.of(questions, labels), folder / LABELS_FILE, weights=folder)
     return folder
 
 
@@ -45,7 +54,7 @@ def test_it_trains_plays_and_compares_and_does_nothing_twice(model: Path, tmp_pa
     assert headline(model, tmp_path) == 1  # a random model holds hardly any claim
     found = json.loads((tmp_path / "headline.json").read_text())
     assert len(found) == 10
-    assert {claim["name"]: claim["measured"] for claim in found}["search gap"] == "no labelled questions"
+    assert {claim["name"]: claim["measured"] for claim in found}["search gap"] != "no labelled questions"
     played = sorted(tmp_path.glob("*-*.json"))
     assert [path.stem for path in played] == [
         "seed-3-fixed_rag",
@@ -61,6 +70,14 @@ def test_it_trains_plays_and_compares_and_does_nothing_twice(model: Path, tmp_pa
     again = {path: path.stat().st_mtime_ns for path in played}
     assert [path for path in played if before[path] != again[path]] == played[:1]
     assert len(json.loads(played[0].read_text())["outcomes"]) == 6
+
+
+def test_nothing_is_trained_without_labels(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns(LABELS_FILE))
+    assert headline(bare, tmp_path / "runs") == 2
+    assert "expected questions labelled for this model" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
