@@ -36,11 +36,13 @@ from training.tiny_lmm.lessons import (
     picture_lesson,
     pupil,
     quiz_lesson,
+    renamed,
     repetition_lesson,
     some_of,
     title_lesson,
 )
 from training.tiny_lmm.recipe import Recipe, texts_of_tokeniser, tokeniser_of
+from training.tiny_lmm.strange_names import StrangeNames
 
 INVENTED = "synthetic:seed=7,entities=120,per_pair=1"
 SIZE = TinySize(vocabulary=600, width=32, layers=1, heads=1, inner=32, vision_width=32, vision_layers=1, vision_heads=1)
@@ -210,6 +212,30 @@ def test_titles_lead_to_a_query_about_the_first(policy: LMMPolicy, invented: Wor
         assert "<text_search> " in drawn.turns[1].completion.text
         assert named in drawn.turns[1].completion.text
         assert not drawn.images
+
+
+def test_strange_names_are_new_each_time_and_never_real(invented: World) -> None:
+    names = StrangeNames(["ch", "ad", " Ba", "r", "12", "<x>"], avoided=["Chad"])
+    rng = random.Random(0)
+    renamed_once, *others = (names.rename(invented.entities[0], rng) for _ in range(400))
+    assert renamed_once.facts.keys() == invented.entities[0].facts.keys()
+    words = {word for entity in (renamed_once, *others) for word in re.findall(r"\w+", entity.name)}
+    assert "Chad" not in words and "Chba" in words
+    assert re.fullmatch(r"\+(1-)?\d{1,3}", renamed_once.fact("calling_code"))
+    assert len({entity.name for entity in others}) > 100
+
+
+def test_what_is_renamed_is_copied_from_what_is_shown(policy: LMMPolicy, invented: World) -> None:
+    names = StrangeNames(["ka", "lo", "mi", "ru", "te"])
+    draw = quiz_lesson(policy.renderer, renamed(invented.entities, names, share=1.0), facts=(3, 3))
+    known = {value for entity in invented.entities for values in entity.facts.values() for value in values}
+    for number in range(10):
+        drawn = draw(random.Random(number))
+        told = policy.renderer.tokenizer.decode(drawn.turns[0].prompt_ids)
+        for turn in drawn.turns:
+            answer = re.search(r"<answer> (.*)</answer>", turn.completion.text)
+            assert answer and answer[1] in told
+            assert answer[1] not in known or answer[1][0] in "+."
 
 
 def test_a_repetition_is_learnt_from_its_second_round_on() -> None:
