@@ -100,11 +100,14 @@ def test_it_reads_and_copies_what_it_has_never_seen(policy: LMMPolicy) -> None:
     assert accuracy(policy, FRESH, some(asked, 120), FIXED_RAG) >= 0.9
 
 
-def test_every_question_has_a_label_and_no_label_is_rare(atlas: World, labels: dict[str, str]) -> None:
+def test_every_question_has_a_label_and_few_are_unsolved(atlas: World, labels: dict[str, str]) -> None:
+    """Words alone are rarely enough: it seldom writes a query about a flag it knows without looking at pages first."""
     assert set(labels) == set(atlas.questions("all").ids)
     shares = {label: count / len(labels) for label, count in Counter(labels.values()).items()}
-    assert min(shares[label] for label in PLANS) >= 0.03
-    assert shares.get(UNSOLVED, 0.0) <= 0.1
+    assert set(shares) == {*PLANS, UNSOLVED}
+    assert min(shares["search_free"], shares["both_required"]) >= 0.3
+    assert shares["image_required"] >= 0.03
+    assert shares[UNSOLVED] <= 0.12
 
 
 def test_the_wording_does_not_give_the_label_away(atlas: World, labels: dict[str, str]) -> None:
