@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_on_a_terminal_progress_is_a_bar_with_the_time_left() -> None:
         assert part in text.getvalue()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal; a shell that starts the tests in the background would have it ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_first_signal_asks_and_the_second_strikes() -> None:
     with stop_on_signals() as stop:
         assert not stop.made
