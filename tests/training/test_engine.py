@@ -74,10 +74,16 @@ def test_after_a_closed_engine_another_trains_the_same_module(place: Place, zero
     module, plain = network(), network()
     first = Engine(module, place=place, adam=ADAM, zero_stage=zero_stage)
     take_steps(first, range(2), 1)
+    called: list[str] = []
+    watched = first._engine.optimizer
+    for name in ("reduce_ready_partitions_and_remove_grads", "process_gradients"):
+        if hasattr(watched, name):
+            setattr(watched, name, lambda *given, name=name, **named: called.append(name))
     first.close()
     plain_steps(plain, range(2))
     second = Engine(module, place=place, adam=ADAM, zero_stage=zero_stage)
     norms = take_steps(second, range(4), 2)
+    assert not called, "the closed engine still takes the other's gradients"
     assert norms == pytest.approx(plain_steps(plain, range(4)), rel=1e-5)
     torch.testing.assert_close(weights(module), weights(plain), rtol=1e-5, atol=1e-6)
 
