@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +28,7 @@ from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason, Trajectory
+from agents.workflows import REASON_END, parted
 from mmsearch_env.errors import ConfigError, ImageError, PolicyError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,7 +66,6 @@ class _Asked:
     request: Request
     prompt: Prompt
     row: Row
-    forced: tuple[int, ...]
 
 
 class LMMPolicy:
@@ -130,27 +130,46 @@ class LMMPolicy:
     def generate(self, requests: Sequence[Request]) -> list[Reply | CannotReply]:
         """One completion for each waiting episode; see :class:`agents.policy.Policy`."""
         asked = [self._asked(request) for request in requests]
-        said: dict[int, Completion] = {}
-        free: list[tuple[int, _Asked]] = []
-        for index, found in enumerate(asked):
-            if isinstance(found, CannotReply):
-                continue
-            if found.request.script.is_whole:
-                text = found.request.script.text
-                said[index] = Completion(text, (), (), FinishReason.STOP, found.forced)
-            else:
-                free.append((index, found))
-        completions = self._sampler.sample(
-            [found.row for _, found in free],
-            [found.forced for _, found in free],
-            [found.request.seed for _, found in free],
-            self.limits,
-        )
-        said |= {index: completion for (index, _), completion in zip(free, completions, strict=True)}
+        playable = [found for found in asked if not isinstance(found, CannotReply)]
+        said = iter(self._said(playable, self._scripted(playable)))
         return [
-            found if isinstance(found, CannotReply) else Reply(said[index], found.prompt.token_ids, found.prompt.images)
-            for index, found in enumerate(asked)
+            found if isinstance(found, CannotReply) else Reply(next(said), found.prompt.token_ids, found.prompt.images)
+            for found in asked
         ]
+
+    def _scripted(self, asked: Sequence[_Asked]) -> list[str]:
+        """What a workflow makes each completion begin with: a reason sampled here, and the scripted action."""
+        scripted = [index for index, found in enumerate(asked) if found.request.script.action]
+        until_reason = replace(self.limits, stop_tags=(*self.limits.stop_tags, REASON_END))
+        reasons = self._sampler.sample(
+            [asked[index].row for index in scripted],
+            [()] * len(scripted),
+            # Not the seeds of what follows, or both would be drawn from the same numbers.
+            [asked[index].request.seed + 1 for index in scripted],
+            until_reason,
+        )
+        texts = [""] * len(asked)
+        for index, said in zip(scripted, reasons, strict=True):
+            texts[index] = parted(said.text)[0] + asked[index].request.script.action
+        return texts
+
+    def _said(self, asked: Sequence[_Asked], begun: Sequence[str]) -> list[Completion]:
+        """The completions, each with the text it begins with; a turn that is scripted whole is not sampled."""
+        forced = [tuple(self.renderer.text_ids(text)) for text in begun]
+        said = [
+            Completion(text, (), (), FinishReason.STOP, ids) if found.request.script.is_whole else None
+            for found, text, ids in zip(asked, begun, forced, strict=True)
+        ]
+        free = [index for index, completion in enumerate(said) if completion is None]
+        sampled = iter(
+            self._sampler.sample(
+                [asked[index].row for index in free],
+                [forced[index] for index in free],
+                [asked[index].request.seed for index in free],
+                self.limits,
+            )
+        )
+        return [completion or next(sampled) for completion in said]
 
     def _asked(self, request: Request) -> _Asked | CannotReply:
         """What the model is given for a request, if it can be given."""
@@ -158,11 +177,12 @@ class LMMPolicy:
             prompt = self._prompt(request)
         except ImageError as error:
             return CannotReply(UNREADABLE_PICTURE, str(error))
-        asked = _Asked(request, prompt, _row(request, prompt), tuple(self.renderer.text_ids(request.script.text)))
+        asked = _Asked(request, prompt, _row(request, prompt))
         room = self.max_context_tokens - self.limits.max_new_tokens
-        length = len(asked.row.token_ids) + len(asked.forced)
-        if length > room:
-            return CannotReply(CONTEXT_FULL, f"expected at most {room} prompt tokens, got {length}")
+        if request.script.action:
+            room -= self.limits.max_new_tokens + len(self.renderer.text_ids(request.script.action))
+        if len(asked.row.token_ids) > room:
+            return CannotReply(CONTEXT_FULL, f"expected at most {room} prompt tokens, got {len(asked.row.token_ids)}")
         return asked
 
     def _prompt(self, request: Request) -> Prompt:

@@ -21,7 +21,7 @@ class Request:
         new_messages: those since the last completion.
         turns: the turns already played, token by token.
         seed: seeds the sampling of this completion, whatever else is in the batch.
-        script: what the completion begins with, or all of it; empty in free play.
+        script: what the completion does after its reason; empty in free play.
     """
 
     conversation: tuple[Message, ...]

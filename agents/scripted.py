@@ -8,6 +8,7 @@ import numpy as np
 
 from agents.policy import Reply, Request
 from agents.trajectory import Completion, FinishReason
+from agents.workflows import parted
 
 
 class ScriptedPolicy:
@@ -18,7 +19,7 @@ class ScriptedPolicy:
         self._say = say
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply for each request; a workflow's script comes first."""
+        """One reply for each request; where a workflow scripts the action, it follows the reason, if there is one."""
         return [Reply(Completion(_scripted(request, self._say), (), (), FinishReason.STOP)) for request in requests]
 
 
@@ -39,4 +40,6 @@ def random_policy(answers: Sequence[str], queries: Sequence[str]) -> ScriptedPol
 
 
 def _scripted(request: Request, say: Callable[[Request], str]) -> str:
-    return request.script.text if request.script.is_whole else request.script.text + say(request)
+    reason, said = parted(say(request))
+    action = request.script.action
+    return reason + action if request.script.is_whole else reason + action + said.removeprefix(action)

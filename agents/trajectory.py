@@ -32,7 +32,7 @@ class Completion:
         token_ids: the sampled tokens, end-of-turn token included when it was sampled.
         logprobs: log-probability of each sampled token under the sampling distribution; same length.
         finish_reason: why sampling ended.
-        forced_ids: tokens put in front by a workflow; seen by the model, not sampled, never trained on.
+        forced_ids: what a workflow put in front, the reason included; seen by the model, never trained on.
     """
 
     text: str

@@ -1,7 +1,8 @@
 """Ways to use one model: answer directly, search by a fixed plan, search on demand (arXiv 2506.20670, section 4.1).
 
-A workflow scripts a part of some turns and may narrow the episode's rules; the rest the policy says itself. Scripted
-tokens are seen by the model but were not sampled, so they are never trained on.
+A workflow decides what some turns do and may narrow the episode's rules. Why, and what exactly, the policy says itself:
+a turn begins with a reason of its own, as in free play, and the scripted action follows it. The reason and action of a
+scripted turn are seen by the model but never trained on.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-REASON_KNOWN = "I know it."
-"""Reason a scripted turn gives for answering at once."""
-REASON_LOOK = "I search the picture."
-"""Reason a scripted turn gives for an image search."""
-REASON_READ = "I search the text."
-"""Reason a scripted turn gives for a text search."""
-REASON_FOUND = "I found it."
-"""Reason a scripted turn gives for answering after a search."""
+REASON_END = "</reason>"
+"""Where a turn's reason ends; a scripted action follows it."""
+
+
+def parted(said: str) -> tuple[str, str]:
+    """A completion's reason, "" if it gives none that ends, and the rest."""
+    reason, end, rest = said.partition(REASON_END)
+    return (reason + end, rest) if end else ("", said)
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a turn begins with, and whether that is all of it."""
+    """What a turn does after its reason.
 
-    text: str = ""
+    Attributes:
+        action: the action, or how it begins; "" in free play.
+        is_whole: whether that is all of it.
+    """
+
+    action: str = ""
     is_whole: bool = False
 
 
@@ -38,7 +44,7 @@ class Workflow:
 
     Attributes:
         name: how reports call it.
-        scripts: what the turns begin with, first turn first; later turns are free.
+        scripts: what the turns do, first turn first; later turns are free.
         rules: limits of the environment that differ under this workflow.
     """
 
@@ -51,24 +57,23 @@ class Workflow:
         return self.scripts[turn] if turn < len(self.scripts) else FREE
 
 
-_KNOW = Script(f"<reason>{REASON_KNOWN}</reason><answer>")
-_LOOK = Script(f"<reason>{REASON_LOOK}</reason><search><img></search>", is_whole=True)
-_READ = Script(f"<reason>{REASON_READ}</reason><text_search>")
-_FOUND = Script(f"<reason>{REASON_FOUND}</reason><answer>")
+_ANSWER = Script("<answer>")
+_LOOK = Script("<search><img></search>", is_whole=True)
+_READ = Script("<text_search>")
 
 ON_DEMAND = Workflow("on_demand")
 """The policy decides in every turn."""
 
-DIRECT = Workflow("direct", (_KNOW,), MappingProxyType({"max_rounds": 1}))
+DIRECT = Workflow("direct", (_ANSWER,), MappingProxyType({"max_rounds": 1}))
 """One turn, and it is an answer."""
 
-FIXED_RAG = Workflow("fixed_rag", (_LOOK, _READ, _FOUND), MappingProxyType({"max_rounds": 3}))
+FIXED_RAG = Workflow("fixed_rag", (_LOOK, _READ, _ANSWER), MappingProxyType({"max_rounds": 3}))
 """Always an image search, then always a text search whose query the policy writes, then an answer."""
 
-IMAGE_ONLY = Workflow("image_only", (_LOOK,), MappingProxyType({"max_rounds": 2}))
+IMAGE_ONLY = Workflow("image_only", (_LOOK, _ANSWER), MappingProxyType({"max_rounds": 2}))
 """An image search, then an answer."""
 
-TEXT_ONLY = Workflow("text_only", (_READ, _FOUND), MappingProxyType({"max_rounds": 2}))
+TEXT_ONLY = Workflow("text_only", (_READ, _ANSWER), MappingProxyType({"max_rounds": 2}))
 """A text search whose query the policy writes, then an answer."""
 
 WORKFLOWS: Mapping[str, Workflow] = MappingProxyType(

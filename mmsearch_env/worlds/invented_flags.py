@@ -8,7 +8,7 @@ from typing import Any
 
 Layer = Mapping[str, Any]
 
-_COLOURS = (
+COLOURS = (
     "#ffffff", "#d21034", "#8d1b3d", "#f77f00", "#fcd116", "#78be20", "#007a3d", "#00a3a3", "#6cb4ee", "#0055a4",
     "#002868", "#5b2a86", "#e75480", "#7a4a1e", "#111111",
 )  # fmt: skip
@@ -22,7 +22,7 @@ def invent_flag(rng: random.Random) -> tuple[Mapping[str, Any], str]:
     width = _HEIGHT * across / down
     ground = rng.choice(list(_GROUNDS))
     emblem = rng.choice(list(_EMBLEMS)) if rng.random() < 0.65 else ""
-    colours = rng.sample(_COLOURS, 4)
+    colours = rng.sample(COLOURS, 4)
     used, layers = _GROUNDS[ground](rng, width, colours)
     if emblem:
         place = rng.choice(("hoist", "middle", "canton")) if ground != "canton" else "fly"

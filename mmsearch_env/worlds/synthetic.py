@@ -117,9 +117,14 @@ def _new_flag(rng: random.Random, flags: set[str]) -> FlagSpec:
     while True:
         data, signature = invent_flag(rng)
         spec = FlagSpec.from_json(data)
-        if signature not in flags and np.abs(_real_flags() - _impression(spec)).mean(axis=1).min() > _LIKENESS:
+        if signature not in flags and not looks_real(spec):
             flags.add(signature)
             return spec
+
+
+def looks_real(spec: FlagSpec) -> bool:
+    """Whether a flag can be taken for that of a real country."""
+    return bool(np.abs(_real_flags() - _impression(spec)).mean(axis=1).min() <= _LIKENESS)
 
 
 def _impression(spec: FlagSpec) -> np.ndarray:

@@ -1,19 +1,19 @@
 """Demonstrations: how the tiny LMM is shown the protocol, searching, reading and copying.
 
-All of it happens in an invented world, and whether to search is decided by a coin that knows nothing of what is known:
-judgement is left to reinforcement learning. An answer or a query that the player could not know is not shown; the
-demonstration ends just before it.
+A turn's reason says what is seen and never what to do about it: a familiar flag is named, a strange one is "a flag".
+What to do is decided by a coin that knows nothing of what is known, so judgement is left to reinforcement learning. All
+of it happens in an invented world. An answer or a query that the player could not know is not shown; the demonstration
+ends just before it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agents.renderer import ChatRenderer
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
-from agents.workflows import REASON_FOUND, REASON_KNOWN, REASON_LOOK, REASON_READ
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.messages import Message, TextPart
 from mmsearch_env.questions import Question
@@ -26,6 +26,14 @@ FIRST_ANSWER, FIRST_IMAGE = 0.30, 0.60
 """Shares of the first decision; the rest is a text search."""
 ANSWER_AFTER_IMAGE = 0.35
 """Share of answers from memory after an image search, for a question about a fact."""
+_STRANGE = "<reason>It is a flag.</reason>"
+_FOUND = "<reason>I found it.</reason>"
+_LOOK = "<search><img></search>"
+
+
+def recognised(entity: Entity | None) -> str:
+    """The reason of a player who sees, or has found out, which entity it is; None is one that it does not know."""
+    return _STRANGE if entity is None else f"<reason>It is {entity.name}.</reason>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Teacher:
     def __init__(self, world: World, familiar: frozenset[str]) -> None:
         """Args: familiar: ids of the entities whose flag and facts are taught by plain questions."""
         self._world = world
-        self._familiar = familiar
+        self.familiar = familiar
         self._by_title = {page.title: page.subject for page in world.page_images}
 
     def say(self, question: Question, heard: Sequence[Message], coin: float) -> Saying:
@@ -57,35 +65,35 @@ class Teacher:
         return self._after_text(seen or entity, relation, heard[-1].text)
 
     def _first(self, entity: Entity, relation: str, coin: float) -> Saying:
+        is_familiar = entity.id in self.familiar
+        seen = recognised(entity if is_familiar else None)
         if coin < FIRST_ANSWER:
-            return self._from_memory(entity, relation)
+            return self._from_memory(seen, entity, relation)
         if coin < FIRST_ANSWER + FIRST_IMAGE:
-            return Saying(f"<reason>{REASON_LOOK}</reason><search><img></search>")
-        start = f"<reason>{REASON_READ}</reason><text_search>"
-        if relation == IDENTIFY or entity.id not in self._familiar:
-            return Saying(start, is_cut=True)
-        return Saying(f"{start} {query_text(entity, relation)}</text_search>")
+            return Saying(seen + _LOOK)
+        if relation == IDENTIFY or not is_familiar:
+            return Saying(f"{seen}<text_search>", is_cut=True)
+        return Saying(f"{seen}<text_search> {query_text(entity, relation)}</text_search>")
 
     def _after_image(self, seen: Entity | None, relation: str, coin: float) -> Saying:
         if seen is None:
             return Saying("", is_cut=True)
         if relation == IDENTIFY:
-            return Saying(f"<reason>{REASON_FOUND}</reason><answer> {seen.name}</answer>")
+            return Saying(f"{recognised(seen)}<answer> {seen.name}</answer>")
         if coin < ANSWER_AFTER_IMAGE:
-            return self._from_memory(seen, relation)
-        return Saying(f"<reason>{REASON_READ}</reason><text_search> {query_text(seen, relation)}</text_search>")
+            return self._from_memory(recognised(seen), seen, relation)
+        return Saying(f"{recognised(seen)}<text_search> {query_text(seen, relation)}</text_search>")
 
     def _after_text(self, entity: Entity, relation: str, read: str) -> Saying:
         value = entity.fact(relation) if relation != IDENTIFY else entity.name
         if value not in read:
             return Saying("", is_cut=True)
-        return Saying(f"<reason>{REASON_FOUND}</reason><answer> {value}</answer>")
+        return Saying(f"{_FOUND}<answer> {value}</answer>")
 
-    def _from_memory(self, entity: Entity, relation: str) -> Saying:
-        start = f"<reason>{REASON_KNOWN}</reason><answer>"
-        if entity.id not in self._familiar:
-            return Saying(start, is_cut=True)
-        return Saying(f"{start} {answers(entity, relation)[0]}</answer>")
+    def _from_memory(self, seen: str, entity: Entity, relation: str) -> Saying:
+        if entity.id not in self.familiar:
+            return Saying(f"{seen}<answer>", is_cut=True)
+        return Saying(f"{seen}<answer> {answers(entity, relation)[0]}</answer>")
 
     def _pictured(self, heard: Sequence[Message]) -> Entity | None:
         """The entity of the first picture found, if an image search was made and found one."""
@@ -118,11 +126,16 @@ def play_demonstration(
     return demonstration(question.id, turns) if turns else None
 
 
-def plain_questions(renderer: ChatRenderer, asked: Sequence[tuple[Message, str]]) -> Trajectory:
-    """Questions that leave only an answer, one after another, each answered from memory."""
+def caption(renderer: ChatRenderer, message: Message, seen: Entity | None) -> Trajectory:
+    """What is seen, in a reason, and nothing after it; None is an entity that is not known."""
+    return demonstration("caption", [_turn(renderer, (message,), recognised(seen), None)])
+
+
+def plain_questions(renderer: ChatRenderer, asked: Sequence[tuple[Message, Entity, str]]) -> Trajectory:
+    """Questions that leave only an answer, each with what it is about; one after another, answered from memory."""
     turns: list[Turn] = []
-    for message, answer in asked:
-        said = f"<reason>{REASON_KNOWN}</reason><answer> {answer}</answer>"
+    for message, entity, answer in asked:
+        said = f"{recognised(entity)}<answer> {answer}</answer>"
         turns.append(_turn(renderer, (message,), said, turns[-1].completion if turns else None))
     return demonstration("plain", turns)
 
@@ -133,7 +146,10 @@ def reading_part(renderer: ChatRenderer, played: Trajectory) -> Trajectory | Non
         return None
     asked, read = played.turns[-2:]
     start = renderer.prompt([_user("Search or answer.")]).token_ids
-    return demonstration("reading", [Turn(start, (), asked.completion, 0.0, "", True), read])
+    said = asked.completion
+    # Nothing here tells what to ask for, so the query is only read.
+    query = Completion(said.text, (), (), said.finish_reason, said.token_ids)
+    return demonstration("reading", [Turn(start, (), query, 0.0, "", True), read])
 
 
 def quiz(renderer: ChatRenderer, facts: Sequence[str], asked: Sequence[tuple[str, str]]) -> Trajectory:
@@ -143,19 +159,20 @@ def quiz(renderer: ChatRenderer, facts: Sequence[str], asked: Sequence[tuple[str
     for query, answer in asked:
         told = f"<information>{known}</information>\n{query}" if not turns else query
         previous = turns[-1].completion if turns else None
-        said = f"<reason>{REASON_FOUND}</reason><answer> {answer}</answer>"
+        said = f"{_FOUND}<answer> {answer}</answer>"
         turns.append(_turn(renderer, [_user(f"{told}\nAnswer now.")], said, previous))
     return demonstration("quiz", turns)
 
 
-def titles_read(renderer: ChatRenderer, question: str, titles: Sequence[str], query: str) -> Trajectory:
+def titles_read(renderer: ChatRenderer, question: str, titles: Sequence[str], seen: Entity, query: str) -> Trajectory:
     """The middle of an episode without its pictures: an image search, the titles found, and the query they lead to."""
     found = "\n".join(f" {title}" for title in titles)
-    looked = f"<reason>{REASON_LOOK}</reason><search><img></search>"
-    wanted = f"<reason>{REASON_READ}</reason><text_search> {query}</text_search>"
-    first = _turn(renderer, [_user(f"{question} Search or answer.")], looked, None)
+    start = renderer.prompt([_user(f"{question} Search or answer.")]).token_ids
+    # There is no picture to say anything about, so this turn is only read.
+    looked = Completion("", (), (), FinishReason.STOP, tuple(renderer.text_ids(_STRANGE + _LOOK)))
     told = _user(f"<information>{found}</information>\nSearch text or answer.")
-    return demonstration("titles", [first, _turn(renderer, [told], wanted, first.completion)])
+    wanted = f"{recognised(seen)}<text_search> {query}</text_search>"
+    return demonstration("titles", [Turn(start, (), looked, 0.0, "", True), _turn(renderer, [told], wanted, looked)])
 
 
 def repetition(tokens: Sequence[int], length: int) -> Trajectory:
@@ -184,7 +201,7 @@ def _said(text: str, token_ids: Sequence[int]) -> Completion:
 
 
 def demonstrations(
-    env: MMSearchEnv, renderer: ChatRenderer, teacher: Teacher, questions: Sequence[Question], *, seed: int
+    env: MMSearchEnv, renderer: ChatRenderer, teacher: Teacher, questions: Iterable[Question], *, seed: int
 ) -> Iterator[Trajectory]:
     """One demonstration for each question that can be shown, in order."""
     rng = random.Random(seed)

@@ -26,13 +26,14 @@ from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
 from mmsearch_env.worlds.pages import sentence
 from mmsearch_env.worlds.pictures import QuestionPicture
 from mmsearch_env.worlds.wordings import asked, fill, noun, query_text, wordings
-from training.tiny_lmm.demonstrations import demonstration, plain_questions, quiz, repetition, titles_read
+from training.tiny_lmm.demonstrations import caption, demonstration, plain_questions, quiz, repetition, titles_read
 from training.tiny_lmm.knowledge import Knowledge, known
 from training.tiny_lmm.strange_names import StrangeNames
 
 _PROTOCOL = MMSearchR1(load_prompts("brief"))
 _ONLY_ANSWER = Rules(max_rounds=1)
 """Under these rules the environment itself says that only an answer is left."""
+_USUAL = Rules()
 _IDENTIFY_SHARE = 0.25
 """Share of pictures that are to be named; there are nine facts for every name."""
 
@@ -71,6 +72,7 @@ class PictureAlbum:
 
     def __init__(self, entities: Sequence[Entity], *, seed: int, each: int) -> None:
         """Args: each: pictures of one entity."""
+        self.entities = tuple(entity for entity in entities if entity.drawing is not None)
         self._pictures: Mapping[str, list[QuestionPicture]] = {
             entity.id: [QuestionPicture(entity.drawing, f"lesson/{seed}/{entity.id}/{n}") for n in range(each)]
             for entity in entities
@@ -99,7 +101,22 @@ def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -
             relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, question.load_image(), _ONLY_ANSWER)
-        return plain_questions(renderer, [(message, question.answers[0])])
+        return plain_questions(renderer, [(message, entity, question.answers[0])])
+
+    return draw
+
+
+def caption_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum, strangers: PictureAlbum) -> Lesson:
+    """A picture and a question, and what is seen: half of the pictures show what is known, half what is not."""
+
+    def draw(rng: random.Random) -> Trajectory:
+        is_known = rng.random() < 0.5
+        entity = rng.choice(taught.flags if is_known else strangers.entities)
+        image = (album if is_known else strangers).draw(entity, rng)
+        wording = rng.choice(asked(rng.choice((IDENTIFY, *ASKED_RELATIONS))))
+        question = Question("", wording, image, answers(entity, IDENTIFY))
+        (message,) = _PROTOCOL.first_message(question, image, _ONLY_ANSWER if rng.random() < 0.5 else _USUAL)
+        return caption(renderer, message, entity if is_known else None)
 
     return draw
 
@@ -108,13 +125,13 @@ def fact_lesson(renderer: ChatRenderer, taught: Pupil, *, questions: int = 1) ->
     """Questions that name their country, without a picture, each about another one."""
     blank = Image(np.zeros((28, 28, 3), dtype=np.uint8))
 
-    def ask(entity: Entity, rng: random.Random) -> tuple[Message, str]:
+    def ask(entity: Entity, rng: random.Random) -> tuple[Message, Entity, str]:
         relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         text = f"What is the {noun(relation)} of {entity.spoken}?"
         question = Question("", text, blank, answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, blank, _ONLY_ANSWER)
         unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
-        return unpictured, question.answers[0]
+        return unpictured, entity, question.answers[0]
 
     def draw(rng: random.Random) -> Trajectory:
         return plain_questions(renderer, [ask(entity, rng) for entity in rng.sample(taught.facts, questions)])
@@ -176,7 +193,7 @@ def title_lesson(renderer: ChatRenderer, entities: Draw) -> Lesson:
         found = entities(rng, rng.randint(1, 3))
         relation = rng.choice([r for r in ASKED_RELATIONS if found[0].fact(r)])
         shown = [fill(rng.choice(titles), entity) for entity in found]
-        return titles_read(renderer, rng.choice(asked(relation)), shown, query_text(found[0], relation))
+        return titles_read(renderer, rng.choice(asked(relation)), shown, found[0], query_text(found[0], relation))
 
     return draw
 
@@ -197,7 +214,7 @@ def recorded_lesson(trajectories: Sequence[Trajectory]) -> Lesson:
     return lambda rng: rng.choice(trajectories)
 
 
-def mixed(lessons: Sequence[tuple[Lesson, float]], *, seed: int, rows: int) -> Callable[[int], list[Trajectory]]:
+def mixed(lessons: Sequence[tuple[Lesson, float]], *, seed: str, rows: int) -> Callable[[int], list[Trajectory]]:
     """Update number -> ``rows`` trajectories, each of a lesson drawn by its weight."""
     weights = [weight for _, weight in lessons]
 

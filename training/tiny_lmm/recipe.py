@@ -1,56 +1,49 @@
 """The recipe of the tiny LMM, from an empty model to a stored checkpoint.
 
 1. A tokeniser is trained on invented pages and on the known side of the atlas.
-2. *Seeing*: the vision tower learns to tell flags apart, most of them invented; then it is frozen, so that each picture
-   is encoded once.
+2. *Seeing*: the vision tower learns to tell flags apart, most of them strange ones; then it is frozen, so that each
+   picture is encoded once.
 3. *Exercises*: copying, and reading single sentences about invented countries.
 4. *Learning*: the protocol, searching, reading and copying by demonstrations in an invented world; some names and
    facts by plain questions.
-5. *Knowing*: the same with many more plain questions, since a fact takes a hundred lessons.
+5. *Knowing*: the same with many more plain questions, since a name or a fact takes a hundred lessons.
 6. *Settling*: everything in balance, with names that cannot be guessed and a falling learning rate.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from agents.lmm import LMMPolicy
 from agents.trajectory import Trajectory
-from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.worlds import Entity, World, load_world
-from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
-from mmsearch_env.worlds.wordings import asked, query_text
 from training.checkpoint import write_folder
 from training.engine import AdamSettings, Place
-from training.sft import DrawTrajectories, SupervisedPlan, fit
+from training.sft import SupervisedPlan, fit
 from training.stages import Stage
-from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
-from training.tiny_lmm.demonstrations import Teacher, demonstrations, reading_part
+from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor
+from training.tiny_lmm.demonstrations import Teacher
 from training.tiny_lmm.knowledge import deal_knowledge
-from training.tiny_lmm.lessons import PictureAlbum, Pupil, mixed, pupil
-from training.tiny_lmm.mixtures import HELD_OUT, Mixtures, probes
+from training.tiny_lmm.lessons import Lesson, PictureAlbum, Pupil, mixed, pupil
+from training.tiny_lmm.mixtures import Mixtures, probes
+from training.tiny_lmm.recording import record
 from training.tiny_lmm.seeing import SeeingPlan, learn_to_see
+from training.tiny_lmm.strange_flags import recoloured
 from training.tiny_lmm.strange_names import StrangeNames
+from training.tiny_lmm.vocabulary import tokeniser_of
 
-TAGS = tuple(
-    f"<{end}{name}>" for name in ("reason", "search", "text_search", "answer", "information") for end in ("", "/")
-)
-TAGS = (*TAGS, "<img>")
 Report = Callable[[str, dict[str, float]], None]
 _REPORT_EVERY = 100
-_ROUNDS = ((3, 0.85), (2, 0.15))
-"""Round limits of the demonstrations, and their shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,9 @@ class Recipe:
         size: of the model.
         invented: the world in which searching is taught.
         familiar: how many invented countries are taught like known ones.
-        pictures_each: disturbed pictures of each flag, for each process.
+        pictures_each: disturbed pictures of each known flag, for each process.
+        strangers_each: the same of each strange one.
+        recoloured_each: strange flags made of each known one by painting it in other colours.
         demonstrations: episodes recorded by each process.
         exercise_rows: trajectories of one update and process in the exercises.
         rows: the same in the stages after them.
@@ -78,21 +73,23 @@ class Recipe:
     invented: str = "synthetic:seed=7,entities=3000,per_pair=1"
     familiar: int = 48
     pictures_each: int = 24
+    strangers_each: int = 3
+    recoloured_each: int = 6
     demonstrations: int = 7000
     exercise_rows: int = 60
     rows: int = 70
     seeing: SeeingPlan = SeeingPlan(SupervisedPlan(updates=450, learning_rate=2e-3, warmup=50, decay_share=0.5))
     exercises: SupervisedPlan = SupervisedPlan(
-        updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
+        updates=700, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     learning: SupervisedPlan = SupervisedPlan(
-        updates=800, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
-    )
-    knowing: SupervisedPlan = SupervisedPlan(
         updates=600, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
+    knowing: SupervisedPlan = SupervisedPlan(
+        updates=400, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
+    )
     settling: SupervisedPlan = SupervisedPlan(
-        updates=850, learning_rate=3e-3, warmup=50, decay_share=0.7, token_budget=2048, observed_weight=0.4
+        updates=800, learning_rate=3e-3, warmup=50, decay_share=0.7, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -110,11 +107,11 @@ class Recipe:
             settling=shorter(self.settling),
         )
 
-    def made_of(self, stage: str, processes: int) -> str:
-        """All that a stage depends on, as JSON: everything but the stages after it."""
+    def made_of(self, stage: str, processes: int, lessons: str) -> str:
+        """All that a stage depends on, as JSON: everything but the stages after it, and a digest of its lessons."""
         later = _STAGES[_STAGES.index(stage) + 1 :]
         kept = {name: value for name, value in asdict(self).items() if name not in later}
-        return json.dumps(kept | {"processes": processes}, sort_keys=True)
+        return json.dumps(kept | {"processes": processes, "lessons": lessons}, sort_keys=True)
 
 
 _STAGES = ("seeing", "exercises", "learning", "knowing", "settling")
@@ -127,26 +124,36 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
     """
     stages = _Stages(out.with_name(f"{out.name}.stages"), recipe, place.world_size)
     atlas, invented = load_world("atlas"), load_world(recipe.invented)
-    friends = _pictured(invented)[: recipe.familiar]
+    pictured = [entity for entity in invented.entities if entity.drawing is not None and entity.asked_about]
+    friends, strangers = pictured[: recipe.familiar], pictured[recipe.familiar :]
     taught = pupil(atlas, deal_knowledge(atlas, seed=recipe.seed), friends)
+    strange = recoloured(taught.flags, random.Random(recipe.seed), each=recipe.recoloured_each)
     policy = _blank_policy(recipe, taught, invented)
     stream = recipe.seed * 1000 + place.rank
-    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
-    shown = _record(policy, teacher, recipe, stream, report)
-    album = _see(policy, recipe, taught, invented, place, stages.named("seeing"), report)
+    recorded = record(
+        recipe.invented,
+        policy.renderer,
+        Teacher(invented, frozenset(entity.id for entity in friends)),
+        count=recipe.demonstrations,
+        seed=recipe.seed,
+        stream=stream,
+        on_recorded=lambda lessons: report("recording", {"lessons": lessons}),
+    )
+    classes = [*taught.flags, *strangers[: recipe.seeing.invented], *strange[:: recipe.recoloured_each]]
+    album = _see(policy, recipe, classes, place, stages, report)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
-    parts = [part for played in shown if (part := reading_part(policy.renderer, played))]
     names = StrangeNames(
         map(policy.renderer.tokenizer.decode, range(len(policy.renderer.tokenizer))),
         avoided=(word for entity in atlas.entities for word in (entity.name, *entity.name.split())),
     )
-    lessons = Mixtures(policy.renderer, taught, album, invented, shown[HELD_OUT:], parts[HELD_OUT:], names)
-    run = _Run(policy, place, probes(lessons, shown, parts), stages, report)
-    run.train(recipe.exercises, mixed(lessons.exercises(), seed=stream, rows=recipe.exercise_rows), "exercises")
-    run.train(recipe.learning, mixed(lessons.mostly_reading(), seed=stream + 500, rows=recipe.rows), "learning")
-    run.train(recipe.knowing, mixed(lessons.mostly_knowledge(), seed=stream + 700, rows=recipe.rows), "knowing")
-    run.train(recipe.settling, mixed(lessons.balanced(), seed=stream + 900, rows=recipe.rows), "settling")
+    unknown = PictureAlbum([*strangers, *strange], seed=stream, each=recipe.strangers_each)
+    lessons = Mixtures(policy.renderer, taught, album, unknown, invented, recorded.lessons, names)
+    run = _Run(policy, place, probes(lessons, recorded.reserved), stages, stream, report)
+    run.train(recipe.exercises, lessons.exercises(), "exercises", rows=recipe.exercise_rows)
+    run.train(recipe.learning, lessons.mostly_reading(), "learning", rows=recipe.rows)
+    run.train(recipe.knowing, lessons.mostly_knowledge(), "knowing", rows=recipe.rows)
+    run.train(recipe.settling, lessons.balanced(), "settling", rows=recipe.rows)
     _save(policy, recipe, out, place)
     if place.rank == 0:
         shutil.rmtree(stages.folder)
@@ -160,20 +167,15 @@ class _Stages:
     recipe: Recipe
     processes: int
 
-    def named(self, name: str) -> Stage:
-        """One of them."""
-        return Stage(self.folder / name, made_of=self.recipe.made_of(name, self.processes))
-
-
-def _pictured(world: World) -> list[Entity]:
-    return [entity for entity in world.entities if entity.drawing is not None and entity.asked_about]
+    def named(self, name: str, lessons: str) -> Stage:
+        """One of them; ``lessons`` is a digest of what it learns from."""
+        return Stage(self.folder / name, made_of=self.recipe.made_of(name, self.processes, lessons))
 
 
 def _see(
-    policy: LMMPolicy, recipe: Recipe, taught: Pupil, invented: World, place: Place, stage: Stage, report: Report
+    policy: LMMPolicy, recipe: Recipe, classes: Sequence[Entity], place: Place, stages: _Stages, report: Report
 ) -> PictureAlbum:
-    """Train the tower on the known flags and on invented ones; the album holds their pictures."""
-    strangers = _pictured(invented)[recipe.familiar :][: recipe.seeing.invented]
+    """Train the tower to tell the flags apart; the album holds their pictures."""
     seen: list[tuple[float, float]] = []
 
     def on_update(update: int, loss: float, right: float) -> None:
@@ -186,12 +188,12 @@ def _see(
     return learn_to_see(
         policy.model,
         policy.renderer.processor,
-        [*taught.flags, *strangers],
+        classes,
         recipe.seeing,
         place,
         seed=recipe.seed,
         pictures_each=recipe.pictures_each,
-        stage=stage,
+        stage=stages.named("seeing", _digest(entity.id for entity in classes)),
         on_update=on_update,
     )
 
@@ -203,44 +205,6 @@ def _blank_policy(recipe: Recipe, taught: Pupil, invented: World) -> LMMPolicy:
     return LMMPolicy(model, tiny_processor(tokenizer, recipe.size))
 
 
-def tokeniser_of(taught: Pupil, invented: World, size: TinySize) -> Any:
-    """A tokeniser trained on what the pupil may see."""
-    return trained_tokeniser(texts_of_tokeniser(taught, invented), size, TAGS)
-
-
-def texts_of_tokeniser(taught: Pupil, invented: World) -> Iterator[str]:
-    """What the tokeniser learns its words from."""
-    for page in invented.pages[:6000]:
-        yield from (page.title, page.text)
-    for entity in invented.entities[:2000]:
-        for relation in ASKED_RELATIONS:
-            yield from (query_text(entity, relation), *asked(relation))
-    for _ in range(500):
-        yield from asked(IDENTIFY)
-    for entity in taught.facts:
-        yield from (" " + value for values in entity.facts.values() for value in values)
-    for entity in taught.flags:
-        yield f" {entity.name}"
-
-
-def _record(policy: LMMPolicy, teacher: Teacher, recipe: Recipe, seed: int, report: Report) -> list[Trajectory]:
-    """The demonstrations this rank learns from; in some an answer is asked for after the first search."""
-    questions = list(load_world(recipe.invented).questions("all"))
-    random.Random(seed).shuffle(questions)
-    shown: list[Trajectory] = []
-    for rounds, share in _ROUNDS:
-        env = MMSearchEnv(
-            world=recipe.invented, split="all", prompts="brief", max_rounds=rounds, image_top_k=3, text_top_k=3
-        )
-        wanted = round(share * recipe.demonstrations)
-        part, questions = questions[: 2 * wanted], questions[2 * wanted :]
-        played = demonstrations(env, policy.renderer, teacher, part, seed=seed)
-        shown += islice(played, wanted)
-        report("recording", {"rounds": rounds, "demonstrations": len(shown)})
-    random.Random(seed).shuffle(shown)
-    return shown
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     """The stages of language with their reports."""
@@ -249,9 +213,10 @@ class _Run:
     place: Place
     probes: Mapping[str, Sequence[Trajectory]]
     stages: _Stages
+    stream: int
     report: Report
 
-    def train(self, plan: SupervisedPlan, draw: DrawTrajectories, stage: str) -> None:
+    def train(self, plan: SupervisedPlan, lessons: Sequence[tuple[Lesson, float]], stage: str, *, rows: int) -> None:
         """One stage; every ``_REPORT_EVERY`` updates the loss and what the probes say."""
         losses: list[float] = []
 
@@ -265,8 +230,16 @@ class _Run:
                 values |= {name: likely_share(self.policy, held) for name, held in self.probes.items()}
             self.report(stage, values)
 
+        # The probes are worded as the lessons are, and every process has the same.
+        worded = (played.token_ids for held in self.probes.values() for played in held)
+        digest = _digest((*(weight for _, weight in lessons), rows, *worded))
+        draw = mixed(lessons, seed=f"{stage}/{self.stream}", rows=rows)
         adam = AdamSettings(beta2=0.98, weight_decay=0.05)
-        fit(self.policy, self.place, draw, plan, adam=adam, stage=self.stages.named(stage), on_update=on_update)
+        fit(self.policy, self.place, draw, plan, adam=adam, stage=self.stages.named(stage, digest), on_update=on_update)
+
+
+def _digest(parts: Iterable[object]) -> str:
+    return hashlib.sha256("/".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class SeeingPlan:
 
     schedule: SupervisedPlan
     pictures: int = 48
-    invented: int = 400
+    invented: int = 320
 
 
 def learn_to_see(
