@@ -14,7 +14,7 @@ from agents.processors import NoVideoProcessor, allow_missing_torchvision
 from mmsearch_env.images import Image
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
 
-TAGS = ("<answer>", "</answer>", "<search>", "</search>", "<img>", "<text_search>", "</text_search>")
+TAGS = ("</reason>", "<answer>", "</answer>", "<search>", "</search>", "<img>", "<text_search>", "</text_search>")
 SIZE = TinySize(
     vocabulary=400, width=64, layers=2, heads=2, inner=96, vision_width=32, vision_layers=2, vision_heads=2,
     vision_inner=48,

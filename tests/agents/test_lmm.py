@@ -128,9 +128,28 @@ def test_control_and_picture_tokens_are_never_sampled() -> None:
 def test_a_scripted_beginning_is_seen_but_not_trained(policy: LMMPolicy) -> None:
     played = play(policy, script=Script("<answer>"))[1]
     for turn in played.turns:
-        assert turn.completion.text.startswith("<answer>")
-        assert policy.renderer.decode(turn.completion.forced_ids) == "<answer>"
+        begun = policy.renderer.decode(turn.completion.forced_ids)
+        assert begun.endswith("<answer>") and turn.completion.text.startswith(begun)
     assert sum(played.loss_mask) == sum(len(turn.completion.token_ids) for turn in played.turns)
+
+
+def test_a_scripted_action_follows_a_reason_of_the_policys_own() -> None:
+    """The reason is sampled as in free play, up to its end; what the policy says after it is replaced."""
+    policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=64, temperature=5.0))
+    request = Request((), (CONVERSATIONS[0][0],), (), seed=0)
+    ended = 0
+    for seed in range(24):
+        (free,) = replies(policy, [replace(request, seed=seed + 1)])
+        scripted = [
+            replies(policy, [replace(request, seed=seed, script=Script("<answer>", is_whole=whole))])[0].completion
+            for whole in (False, True)
+        ]
+        reason, said, _ = free.completion.text.partition("</reason>")
+        ended += bool(said)
+        begun = f"{reason}</reason><answer>" if said else "<answer>"
+        assert policy.renderer.decode(scripted[0].forced_ids) == scripted[1].text == begun
+        assert scripted[0].text.startswith(begun) and scripted[0].token_ids and not scripted[1].token_ids
+    assert 2 < ended < 24
 
 
 def test_a_whole_script_samples_nothing(policy: LMMPolicy) -> None:
