@@ -17,13 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agents.evaluate import evaluate
 from agents.labelling import measured_labels
 from agents.labels import EPISODES, LABELS_FILE, labels_in, load_labels, save_labels
-from agents.playing import BRIEF, Playing
+from agents.playing import Playing
 from agents.tables import evaluation_table
 from agents.workflows import WORKFLOWS
 from mmsearch_env.errors import ConfigError, MMSearchError
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
 
+_USUAL = Playing()
+_OF_MODEL = ("model", "adapter", "dtype", "max_new_tokens", "max_context_tokens")
+_OF_ENV = ("world", "prompts")
+"""Options that a training run brings itself."""
 _LABELLED_AT_ONCE = 128
 """Questions after which labels are written, so that a stopped command goes on."""
 
@@ -45,15 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m agents", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", default="atlas-tiny", help="bundled name, checkpoint folder or hub id (%(default)s)")
-    common.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    common.add_argument("--model", help=f"bundled name, checkpoint folder or hub id ({_USUAL.model})")
+    common.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help=f"of the weights ({_USUAL.dtype})")
     common.add_argument("--device", default="cpu")
-    common.add_argument("--world", default="atlas", help="embedded world (%(default)s)")
+    common.add_argument("--world", help=f"embedded world ({_USUAL.env['world']})")
     common.add_argument("--questions", help="a question file instead of the world's own questions")
     common.add_argument("--limit", type=int, default=0, help="only that many questions; 0 for all")
-    common.add_argument("--prompts", default="brief", help="standard, brief or a folder (%(default)s)")
-    common.add_argument("--max-new-tokens", type=int, default=64)
-    common.add_argument("--max-context-tokens", type=int, default=1024)
+    common.add_argument("--prompts", help=f"standard, brief or a folder ({_USUAL.env['prompts']})")
+    common.add_argument("--max-new-tokens", type=int, help=f"of a completion ({_USUAL.max_new_tokens})")
+    common.add_argument("--max-context-tokens", type=int, help=f"of a conversation ({_USUAL.max_context_tokens})")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--out", type=Path, help="where to write the result as JSON")
     scoring = commands.add_parser("evaluate", parents=[common], help="score a model under one or more workflows")
@@ -104,12 +108,13 @@ def _label(options: argparse.Namespace, console: Console) -> None:
         raise ConfigError(f"--model: expected a folder with weights that labels can be bound to, got {playing.folder}")
     questions = _questions(options, playing)
     out = options.out or playing.folder / LABELS_FILE
-    labels = labels_in(out, weights=playing.folder).about(questions)
+    under = playing.conditions()
+    labels = labels_in(out, weights=playing.folder, under=under).about(questions)
     left = [question for question in questions if question.id not in labels.by_id]
     parts = [left[start : start + _LABELLED_AT_ONCE] for start in range(0, len(left), _LABELLED_AT_ONCE)]
     with _Bar(console, "labelled", len(questions), done=len(labels.by_id)) as bar:
         for measured in measured_labels(playing, parts, seed=options.seed, processes=options.processes):
-            labels = save_labels(measured, out, weights=playing.folder)
+            labels = save_labels(measured, out, weights=playing.folder, under=under)
             bar.advance(len(measured.by_id))
     counts = Counter(labels.about(questions).by_id.values())
     Console().print(f"{len(questions)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
@@ -117,18 +122,19 @@ def _label(options: argparse.Namespace, console: Console) -> None:
 
 def _playing(options: argparse.Namespace) -> Playing:
     if options.run is not None:
+        if given := [name for name in (*_OF_MODEL, *_OF_ENV) if getattr(options, name) is not None]:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(
+                f"--run: expected no {named} beside it, since a run brings its own; leave one of them out"
+            )
         found = Playing.of_run(options.run, device=options.device)
         return found if options.temperature is None else replace(found, temperature=options.temperature)
-    return Playing(
-        model=options.model,
-        adapter=options.adapter,
-        dtype=options.dtype,
-        device=options.device,
-        max_new_tokens=options.max_new_tokens,
-        max_context_tokens=options.max_context_tokens,
-        temperature=options.temperature or 0.0,
-        env={**BRIEF, "world": options.world, "prompts": options.prompts},
+    model, env = (
+        {name: value for name in names if (value := getattr(options, name)) is not None}
+        for names in (_OF_MODEL, _OF_ENV)
     )
+    temperature = options.temperature or 0.0
+    return Playing(**model, device=options.device, temperature=temperature, env={**_USUAL.env, **env})
 
 
 def _questions(options: argparse.Namespace, playing: Playing) -> QuestionSet:

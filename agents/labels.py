@@ -113,8 +113,14 @@ class Labels:
         return QuestionSet(questions.name, named, questions.skipped)
 
 
-def save_labels(labels: Labels, path: Path, *, weights: Path) -> Labels:
+def save_labels(labels: Labels, path: Path, *, weights: Path, under: Mapping[str, Any]) -> Labels:
     """Write labels as JSON, bound to the weights in the folder ``weights``; those of other questions are kept.
+
+    Args:
+        labels: what was measured.
+        path: of the file.
+        weights: folder of the weights.
+        under: prompts, limits and what else they were measured under, as plain data.
 
     Returns:
         All labels now in the file.
@@ -122,12 +128,13 @@ def save_labels(labels: Labels, path: Path, *, weights: Path) -> Labels:
     Raises:
         DataError: the file cannot be written.
     """
-    kept = labels_in(path, weights=weights)
+    kept = labels_in(path, weights=weights, under=under)
     whole = Labels({**kept.by_id, **labels.by_id}, {**kept.wordings, **labels.wordings})
     rows = {id_: [label, whole.wordings[id_]] for id_, label in sorted(whole.by_id.items())}
     beside = path.with_name(f"{path.name}.new")
     try:
-        beside.write_text(json.dumps({"weights": weights_digest(weights), "labels": rows}, indent=0) + "\n")
+        data = {"weights": weights_digest(weights), "measured_under": under, "labels": rows}
+        beside.write_text(json.dumps(data, indent=0) + "\n")
         beside.replace(path)
     except OSError as error:
         raise DataError(
@@ -136,8 +143,8 @@ def save_labels(labels: Labels, path: Path, *, weights: Path) -> Labels:
     return whole
 
 
-def labels_in(path: Path, *, weights: Path) -> Labels:
-    """The labels in a file, if it has some of the weights in the folder ``weights``; else none.
+def labels_in(path: Path, *, weights: Path, under: Mapping[str, Any]) -> Labels:
+    """The labels in a file, if it has some of the weights in the folder ``weights`` measured so; else none.
 
     Raises:
         DataError: the file is no file of labels.
@@ -145,7 +152,8 @@ def labels_in(path: Path, *, weights: Path) -> Labels:
     if not path.is_file():
         return Labels({}, {})
     data = _read(path)
-    return _labels_of(data) if data["weights"] == weights_digest(weights) else Labels({}, {})
+    is_same = data["weights"] == weights_digest(weights) and data.get("measured_under") == under
+    return _labels_of(data) if is_same else Labels({}, {})
 
 
 def load_labels(folder: str | Path) -> Labels:

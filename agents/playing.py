@@ -90,6 +90,11 @@ class Playing:
         """See :func:`model_folder`."""
         return model_folder(self.model)
 
+    def conditions(self) -> dict[str, Any]:
+        """What labels are measured under besides the weights, as plain data; the questions name their world."""
+        env = {name: value for name, value in sorted(self.env.items()) if name != "world"}
+        return {"env": env, "system": self.system, "max_new_tokens": self.max_new_tokens}
+
     def policy(self) -> LMMPolicy:
         """The model, ready to play. Raises PolicyError."""
         policy = LMMPolicy.load(

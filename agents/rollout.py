@@ -11,7 +11,7 @@ import contextlib
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def rollout(
     *,
     group_size: int,
     seed: int,
+    earlier: Sequence[int] | None = None,
     workflow: Workflow = ON_DEMAND,
     limits: RolloutLimits | None = None,
     on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
@@ -73,6 +74,8 @@ def rollout(
         limits: how many episodes go on at once.
         make_env: makes an environment; called once for each episode in play at the same time.
         seed: with the question's id and the member's number it seeds everything an episode draws.
+        earlier: how often each question was given before under this seed, so that a repeated one is played afresh;
+            by default as often as it stands at earlier positions here.
         on_episode: told of every finished episode, for progress bars.
 
     Returns:
@@ -80,7 +83,8 @@ def rollout(
     """
     limits = limits or RolloutLimits()
     try:
-        return aio.run(_rollout(policy, make_env, questions, group_size, seed, workflow, limits, on_episode))
+        given = times_before([question.id for question in questions]) if earlier is None else earlier
+        return aio.run(_rollout(policy, make_env, questions, group_size, seed, given, workflow, limits, on_episode))
     except BaseExceptionGroup as group:
         raise _first(group) from group
 
@@ -91,13 +95,13 @@ async def _rollout(
     questions: Sequence[Question],
     group_size: int,
     seed: int,
+    earlier: Sequence[int],
     workflow: Workflow,
     limits: RolloutLimits,
     on_episode: Callable[[Trajectory], None],
 ) -> list[Group]:
     jobs = [(position, member) for position in range(len(questions)) for member in range(group_size)]
     remaining = iter(list(enumerate(jobs)))
-    earlier = _times_before(questions)
     done: dict[tuple[int, int], Trajectory] = {}
     seats = min(limits.live_episodes, len(jobs))
     table = _Table(policy, limits, seats)
@@ -201,20 +205,17 @@ class _Table:
 
 
 def _seed_of(seed: int, question: Question, earlier: int, member: int) -> np.random.SeedSequence:
-    """What seeds an episode: the question's own id and not its place, so that processes may share the work anyhow.
-
-    ``earlier`` counts how often the question came before, so that a repeated one is played afresh.
-    """
+    """What seeds an episode: the question's own id and not its place, so that processes may share the work anyhow."""
     return np.random.SeedSequence([seed, zlib.crc32(question.id.encode()), earlier, member])
 
 
-def _times_before(questions: Sequence[Question]) -> list[int]:
-    """For each position, how often its question stands at earlier ones."""
-    seen: Counter[str] = Counter()
+def times_before(values: Sequence[Hashable]) -> list[int]:
+    """For each position, how often its value stands at earlier ones."""
+    seen: Counter[Hashable] = Counter()
     times = []
-    for question in questions:
-        times.append(seen[question.id])
-        seen[question.id] += 1
+    for value in values:
+        times.append(seen[value])
+        seen[value] += 1
     return times
 
 

@@ -145,9 +145,19 @@ class SearchTask:
     limits: RolloutLimits
     evaluation_temperature: float
 
-    def rollout(self, questions: Sequence[Question], *, group_size: int, seed: int) -> list[Group]:
+    def rollout(
+        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
+    ) -> list[Group]:
         """Play ``group_size`` episodes of each question."""
-        return rollout(self.policy, self._make_env, questions, group_size=group_size, seed=seed, limits=self.limits)
+        return rollout(
+            self.policy,
+            self._make_env,
+            questions,
+            group_size=group_size,
+            seed=seed,
+            earlier=earlier,
+            limits=self.limits,
+        )
 
     def evaluate(self, questions: Sequence[Question]) -> Evaluation:
         """Play one episode of each question, the same way every time."""

@@ -131,7 +131,8 @@ class AlgorithmConfig:
     clip_low: Annotated[float, About("The probability ratio is clipped below 1 - clip_low.", low=0, high=1)] = 0.2
     clip_high: Annotated[float, About("The probability ratio is clipped above 1 + clip_high.", low=0)] = 0.2
     kl_coefficient: Annotated[
-        float, About("Weight of the KL divergence from the reference policy; 0 skips its pass.", low=0)
+        float,
+        About("Weight of the KL divergence from the model without any adapter; 0 skips its pass.", low=0),
     ] = 0.0
     drop_groups_without_signal: Annotated[bool, About("Leave out groups whose episodes all got the same return.")] = (
         True

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -113,9 +114,24 @@ def _train(options: argparse.Namespace, seed: int, config: RunConfig) -> None:
     """
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={options.processes}", "-m"]
     command = [sys.executable, "-m", *launcher, "training", options.recipe, *options.overrides]
-    status = subprocess.run([*command, *_of_seed(options, seed)], check=False).returncode
+    status = _run([*command, *_of_seed(options, seed)])
     if status or not is_finished(config):
         raise DataError(f"seed {seed}: expected a finished run, got exit status {status}; the same command goes on")
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command that ends politely when asked to, and its exit status: SIGTERM is passed on, and waited for.
+
+    Ctrl-C reaches the command without help, as a terminal sends it to both.
+    """
+    with subprocess.Popen(command) as launched:
+        handlers = {signal.SIGTERM: lambda *_: launched.terminate(), signal.SIGINT: lambda *_: None}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            return launched.wait()
+        finally:
+            for number, old in previous.items():
+                signal.signal(number, old)
 
 
 def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Played:

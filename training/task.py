@@ -71,8 +71,8 @@ class TrainablePolicy(Protocol):
 class Task(Protocol):
     """What is played, bound to one policy.
 
-    ``rollout`` must draw an episode's randomness from ``seed``, the question and the episode's number in its group,
-    so that a run does not depend on how questions are spread over processes.
+    ``rollout`` must draw an episode's randomness from ``seed``, the question, how often it was given before, and the
+    episode's number in its group, so that a run does not depend on how questions are spread over processes.
     """
 
     @property
@@ -80,10 +80,13 @@ class Task(Protocol):
         """The questions trained on."""
         ...
 
-    def rollout(self, questions: Sequence[Question], *, group_size: int, seed: int) -> Sequence[Group]:
+    def rollout(
+        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
+    ) -> Sequence[Group]:
         """Play ``group_size`` episodes of each question: one group per question, in order.
 
-        A question that cannot be played comes back as a group of trajectories without turns.
+        ``earlier`` says how often each question was given before under this seed, on any process. A question that
+        cannot be played comes back as a group of trajectories without turns.
         """
         ...
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from agents.rollout import times_before
 from agents.trajectory import Group
 from mmsearch_env.errors import PolicyError
 from mmsearch_env.questions import Question
@@ -111,10 +112,12 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
         seed_generators(config.seed, 2, iteration, engine.place.rank)
 
         with clock.phase("rollout"):  # act
+            questions, earlier = _questions_of(run, iteration)
             groups = run.task.rollout(
-                _questions_of(run, iteration),
+                questions,
                 group_size=config.rollout.group_size,
                 seed=seed_of(config.seed, 3, iteration),
+                earlier=earlier,
             )
         with clock.phase("learn"):  # credit, learn
             played = {place: group for place, group in enumerate(groups) if is_played(group)}
@@ -138,8 +141,8 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
     return counters
 
 
-def _questions_of(run: Run, iteration: int) -> list[Question]:
-    """This rank's share of the iteration's questions."""
+def _questions_of(run: Run, iteration: int) -> tuple[list[Question], list[int]]:
+    """This rank's share of the iteration's questions, and how often each came before in it on any rank."""
     questions, place = run.task.questions, run.engine.place
     positions = positions_of(
         iteration,
@@ -147,7 +150,8 @@ def _questions_of(run: Run, iteration: int) -> list[Question]:
         per_iteration=run.config.rollout.questions_per_iteration,
         seed=run.config.seed,
     )
-    return [questions[position] for position in positions[place.rank :: place.world_size]]
+    mine = slice(place.rank, None, place.world_size)
+    return [questions[position] for position in positions[mine]], times_before(positions)[mine]
 
 
 def _learn(

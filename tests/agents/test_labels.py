@@ -39,13 +39,13 @@ def test_the_cheapest_plan_that_is_right_is_the_label(questions: QuestionSet) ->
     def say(request: Request) -> str:
         asked, answer = gold[request.conversation[0].images[0].digest]
         said = "".join(message.text for message in request.conversation if message.role == "assistant")
-        searched = (said + request.script.text).count("</search>") + 2 * (said + request.script.text).count(
+        searched = (said + request.script.action).count("</search>") + 2 * (said + request.script.action).count(
             "<text_search>"
         )
         right = answer if searched >= asked and asked < len(plans) else "wrong"
-        if request.script.text.endswith("<text_search>"):
+        if request.script.action.endswith("<text_search>"):
             return "capital</text_search>"
-        return f"{right}</answer>" if request.script.text else f"<reason>r</reason><answer>{right}</answer>"
+        return f"{right}</answer>" if request.script.action else f"<reason>r</reason><answer>{right}</answer>"
 
     labels = measure_labels(ScriptedPolicy(say), under, questions, seed=0)
     wanted = ("search_free", "image_required", "text_required", "both_required", UNSOLVED)
@@ -63,7 +63,7 @@ def some(questions: QuestionSet, label: str = "search_free") -> Labels:
 
 
 def test_labels_come_back_and_become_categories(folder: Path, questions: QuestionSet) -> None:
-    save_labels(some(questions), folder / LABELS_FILE, weights=folder)
+    save_labels(some(questions), folder / LABELS_FILE, weights=folder, under={})
     found = load_labels(folder)
     assert found == some(questions)
     assert {question.category for question in found.on(questions)} == {"search_free"}
@@ -71,23 +71,23 @@ def test_labels_come_back_and_become_categories(folder: Path, questions: Questio
 
 
 def test_labels_of_other_questions_are_kept(folder: Path, questions: QuestionSet) -> None:
-    save_labels(some(questions[:3], "search_free"), folder / LABELS_FILE, weights=folder)
-    save_labels(some(questions[2:], "text_required"), folder / LABELS_FILE, weights=folder)
+    save_labels(some(questions[:3], "search_free"), folder / LABELS_FILE, weights=folder, under={})
+    save_labels(some(questions[2:], "text_required"), folder / LABELS_FILE, weights=folder, under={})
     found = load_labels(folder).by_id
     assert [found[i] for i in questions.ids] == ["search_free"] * 2 + ["text_required"] * 3
 
 
 def test_labels_of_other_weights_are_refused_and_replaced(folder: Path, questions: QuestionSet) -> None:
-    save_labels(some(questions), folder / LABELS_FILE, weights=folder)
+    save_labels(some(questions), folder / LABELS_FILE, weights=folder, under={})
     (folder / "model.safetensors").write_bytes(b"heavier")
     with pytest.raises(DataError, match="expected labels of the weights beside it"):
         load_labels(folder)
-    save_labels(some(questions[:1]), folder / LABELS_FILE, weights=folder)
+    save_labels(some(questions[:1]), folder / LABELS_FILE, weights=folder, under={})
     assert load_labels(folder).by_id == {questions.ids[0]: "search_free"}
 
 
 def test_labels_of_other_words_are_refused(folder: Path, questions: QuestionSet) -> None:
-    save_labels(some(questions), folder / LABELS_FILE, weights=folder)
+    save_labels(some(questions), folder / LABELS_FILE, weights=folder, under={})
     reworded = QuestionSet("five", [replace(question, text=question.text + "!") for question in questions])
     with pytest.raises(DataError, match="got other words"):
         load_labels(folder).on(reworded)
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_explained(folder: Path, content: str) -> None:
 
 
 def test_an_unknown_label_is_explained(folder: Path, questions: QuestionSet) -> None:
-    save_labels(some(questions), folder / LABELS_FILE, weights=folder)
+    save_labels(some(questions), folder / LABELS_FILE, weights=folder, under={})
     data = json.loads((folder / LABELS_FILE).read_text())
     data["labels"][questions.ids[0]][0] = "perhaps"
     (folder / LABELS_FILE).write_text(json.dumps(data))

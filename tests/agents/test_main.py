@@ -55,8 +55,10 @@ def test_evaluate_scores_workflows_and_writes_json(
 
 def test_evaluate_plays_a_run_as_it_was_trained(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = model.parent / "run"
-    assert call("evaluate", "--run", run) == 0
+    assert main(["evaluate", "--run", str(run), "--limit", "4"]) == 0
     assert "on_demand" in capsys.readouterr().out
+    assert main(["evaluate", "--run", str(run), "--world", WORLD, "--max-new-tokens", "5"]) == 2
+    assert "expected no --max-new-tokens, --world beside it" in capsys.readouterr().err
     playing = Playing.of_run(run, device="cpu")
     assert playing.env["max_rounds"] == 2
     assert playing.max_context_tokens == 700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import pytest
@@ -93,7 +94,9 @@ def test_hostile_text_between_pictures_moves_no_picture(renderer: ChatRenderer) 
 @given(text=st.text(max_size=60))
 def test_any_text_survives_the_round_trip(text: str) -> None:
     renderer = _one_renderer()
-    assert text_of(renderer, renderer.text_ids(text)).replace("\u200b", "") == text.replace("\u200b", "")
+    # The family's tokeniser composes characters (NFC) before it cuts the text.
+    told, heard = (unicodedata.normalize("NFC", t) for t in (text, text_of(renderer, renderer.text_ids(text))))
+    assert heard.replace("\u200b", "") == told.replace("\u200b", "")
     assert not set(renderer.text_ids(text)) & renderer.control_ids
 
 

@@ -227,7 +227,7 @@ def under(workflow: Workflow) -> MMSearchEnv:
 def test_the_fixed_plan_always_searches_twice_and_the_direct_one_never(questions: QuestionSet) -> None:
     """Whatever the policy would rather do, the scripts decide; it only fills in query and answer."""
     policy = ScriptedPolicy(
-        lambda request: "word</text_search>" if "<text_search>" in request.script.text else "word</answer>"
+        lambda request: "word</text_search>" if "<text_search>" in request.script.action else "word</answer>"
     )
     rag = evaluate(policy, lambda: under(FIXED_RAG), questions, seed=0, workflow=FIXED_RAG)
     direct = evaluate(policy, lambda: under(DIRECT), questions, seed=0, workflow=DIRECT)

@@ -125,13 +125,15 @@ class GuessTask:
         self.policy = policy
         self.questions = questions
 
-    def rollout(self, questions: Sequence[Question], *, group_size: int, seed: int) -> list[Group]:
+    def rollout(
+        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int] | None = None
+    ) -> list[Group]:
         return [
             Group(
                 question.id,
-                tuple(self._play(question, seed_of(seed, int(question.id), member)) for member in range(group_size)),
+                tuple(self._play(question, seed_of(seed, int(question.id), n, i)) for i in range(group_size)),
             )
-            for question in questions
+            for question, n in zip(questions, earlier or [0] * len(questions), strict=True)
         ]
 
     def evaluate(self, questions: Sequence[Question]) -> Evaluation:

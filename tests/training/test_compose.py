@@ -36,7 +36,7 @@ def test_a_tool_of_no_kind_is_refused() -> None:
 def test_labels_of_the_model_become_categories_and_unsolved_questions_are_left_out(tmp_path: Path) -> None:
     everything = compose.training_questions(recipe(policy={"model": "no folder"}))
     labels = dict.fromkeys(everything.ids, "search_free") | {everything.ids[0]: UNSOLVED}
-    save_labels(Labels.of(everything, labels), tmp_path / LABELS_FILE, weights=tmp_path)
+    save_labels(Labels.of(everything, labels), tmp_path / LABELS_FILE, weights=tmp_path, under={})
     found = compose.training_questions(recipe(policy={"model": str(tmp_path)}))
     assert found.ids == everything.ids[1:]
     assert {question.category for question in found} == {"search_free"}

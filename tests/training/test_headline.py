@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     questions = load_world(WORLD).questions("all")
     rng = random.Random(0)
     labels = {question.id: rng.choice(("search_free", "both_required")) for question in questions}
-    save_labels(Labels.of(questions, labels), folder / LABELS_FILE, weights=folder)
+    save_labels(Labels.of(questions, labels), folder / LABELS_FILE, weights=folder, under={})
     return folder
 
 
