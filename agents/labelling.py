@@ -44,7 +44,7 @@ def measured_labels(
             for future in waiting:
                 yield future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _started: list[tuple[LMMPolicy, Playing]] = []
