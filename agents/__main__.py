@@ -25,9 +25,9 @@ from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
 
 _USUAL = Playing()
+# Options that a training run brings itself.
 _OF_MODEL = ("model", "adapter", "dtype", "max_new_tokens", "max_context_tokens")
 _OF_ENV = ("world", "prompts")
-"""Options that a training run brings itself."""
 _LABELLED_AT_ONCE = 128
 """Questions after which labels are written, so that a stopped command goes on."""
 

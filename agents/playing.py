@@ -93,7 +93,8 @@ class Playing:
     def conditions(self) -> dict[str, Any]:
         """What labels are measured under besides the weights, as plain data; the questions name their world."""
         env = {name: value for name, value in sorted(self.env.items()) if name != "world"}
-        return {"env": env, "system": self.system, "max_new_tokens": self.max_new_tokens}
+        limits = {"max_new_tokens": self.max_new_tokens, "max_context_tokens": self.max_context_tokens}
+        return {"env": env, "system": self.system, "dtype": self.dtype, **limits}
 
     def policy(self) -> LMMPolicy:
         """The model, ready to play. Raises PolicyError."""

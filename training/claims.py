@@ -27,6 +27,7 @@ MAX_CALL_SHARE = 0.70
 MIN_SEARCH_GAP = 0.40
 MIN_RAG_ON_REQUIRED = 0.70
 MIN_DIRECT_ON_FREE = 0.90
+MAX_UNSOLVED = 0.10
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,10 @@ def claims(played: Played, *, test_only: frozenset[str]) -> list[Claim]:
         _gap("search gap", demand, np.ones(len(asked), dtype=np.bool_), MIN_SEARCH_GAP),
         _gap("search gap, entities that occur in test only", demand, novel, 0.0),
         _sanity("untrained RAG on search-required questions", plain_rag[0], SEARCH_REQUIRED, MIN_RAG_ON_REQUIRED),
-        # Labels are measured with the same weights: a question that RAG gets wrong is rarely called search-required.
-        _sanity(
-            "untrained RAG on these and on questions that no plan answers",
-            plain_rag[0],
-            (*SEARCH_REQUIRED, UNSOLVED),
-            MIN_RAG_ON_REQUIRED,
-        ),
         _sanity(
             "direct answers on search-free ones", played[UNTRAINED, DIRECT.name], (SEARCH_FREE,), MIN_DIRECT_ON_FREE
         ),
+        _unsolved(asked),
     ]
 
 
@@ -154,3 +149,9 @@ def _sanity(name: str, outcomes: Sequence[Outcome], categories: Sequence[str], l
     asked = [outcome for outcome in outcomes if outcome.category in categories]
     found = mean([outcome.accuracy for outcome in asked], [outcome.cluster for outcome in asked])
     return Claim(name, f"at least {least:.0%}", f"{found}; {len(asked)} questions", found.mean >= least)
+
+
+def _unsolved(asked: Sequence[Outcome]) -> Claim:
+    """The labels are measured with the same weights, so what they leave out has to be said beside them."""
+    share = sum(outcome.category == UNSOLVED for outcome in asked) / len(asked)
+    return Claim("questions that no plan answers", f"at most {MAX_UNSOLVED:.0%}", f"{share:.1%}", share <= MAX_UNSOLVED)

@@ -120,7 +120,7 @@ class Mixtures:
 
 
 def probes(lessons: Mixtures, reserved: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
-    """Held-out lessons by name: about entities, pictures and episodes that no lesson is about.
+    """Held-out lessons by name: their pictures, episodes and invented entities are no lessons; the facts asked for are.
 
     Args:
         lessons: whose renderer, knowledge and names they use.

@@ -42,7 +42,7 @@ def record(
     stream: int,
     on_recorded: Callable[[int], None],
 ) -> Recorded:
-    """Play the invented world: every question about a familiar entity, and others at random.
+    """Play the invented world: what is asked about familiar entities, and others at random.
 
     Args:
         world: specification of the invented world.

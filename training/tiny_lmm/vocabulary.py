@@ -11,10 +11,9 @@ from mmsearch_env.worlds.wordings import asked, query_text
 from training.tiny_lmm.architecture import TinySize, trained_tokeniser
 from training.tiny_lmm.lessons import Pupil
 
-TAGS = tuple(
-    f"<{end}{name}>" for name in ("reason", "search", "text_search", "answer", "information") for end in ("", "/")
-)
-TAGS = (*TAGS, "<img>")
+_PAIRED = ("reason", "search", "text_search", "answer", "information")
+TAGS = (*(f"<{end}{name}>" for name in _PAIRED for end in ("", "/")), "<img>")
+"""The protocol's tags, each a whole token."""
 
 
 def tokeniser_of(taught: Pupil, invented: World, size: TinySize) -> Any:
