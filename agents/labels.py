@@ -144,16 +144,22 @@ def save_labels(labels: Labels, path: Path, *, weights: Path, under: Mapping[str
 
 
 def labels_in(path: Path, *, weights: Path, under: Mapping[str, Any]) -> Labels:
-    """The labels in a file, if it has some of the weights in the folder ``weights`` measured so; else none.
+    """The labels in a file, if it has some of the weights in the folder ``weights``; else none.
 
     Raises:
-        DataError: the file is no file of labels.
+        DataError: the file is no file of labels, or these weights were measured under other conditions.
     """
     if not path.is_file():
         return Labels({}, {})
     data = _read(path)
-    is_same = data["weights"] == weights_digest(weights) and data.get("measured_under") == under
-    return _labels_of(data) if is_same else Labels({}, {})
+    if data["weights"] != weights_digest(weights):
+        return Labels({}, {})
+    if data.get("measured_under") != under:
+        raise DataError(
+            f"{path}: expected labels measured under {json.dumps(under)}, got "
+            f"{json.dumps(data.get('measured_under'))}; choose another --out, or delete the file to measure anew"
+        )
+    return _labels_of(data)
 
 
 def load_labels(folder: str | Path) -> Labels:

@@ -61,11 +61,12 @@ class LoRASettings:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request as the model is given it."""
+    """A request as the model is given it; ``forced`` is what a scripted turn begins with."""
 
     request: Request
     prompt: Prompt
     row: Row
+    forced: tuple[int, ...] = ()
 
 
 class LMMPolicy:
@@ -129,47 +130,12 @@ class LMMPolicy:
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | CannotReply]:
         """One completion for each waiting episode; see :class:`agents.policy.Policy`."""
-        asked = [self._asked(request) for request in requests]
-        playable = [found for found in asked if not isinstance(found, CannotReply)]
-        said = iter(self._said(playable, self._scripted(playable)))
+        asked = self._begun([self._asked(request) for request in requests])
+        said = iter(self._said([found for found in asked if not isinstance(found, CannotReply)]))
         return [
             found if isinstance(found, CannotReply) else Reply(next(said), found.prompt.token_ids, found.prompt.images)
             for found in asked
         ]
-
-    def _scripted(self, asked: Sequence[_Asked]) -> list[str]:
-        """What a workflow makes each completion begin with: a reason sampled here, and the scripted action."""
-        scripted = [index for index, found in enumerate(asked) if found.request.script.action]
-        until_reason = replace(self.limits, stop_tags=(*self.limits.stop_tags, REASON_END))
-        reasons = self._sampler.sample(
-            [asked[index].row for index in scripted],
-            [()] * len(scripted),
-            # Not the seeds of what follows, or both would be drawn from the same numbers.
-            [asked[index].request.seed + 1 for index in scripted],
-            until_reason,
-        )
-        texts = [""] * len(asked)
-        for index, said in zip(scripted, reasons, strict=True):
-            texts[index] = parted(said.text)[0] + asked[index].request.script.action
-        return texts
-
-    def _said(self, asked: Sequence[_Asked], begun: Sequence[str]) -> list[Completion]:
-        """The completions, each with the text it begins with; a turn that is scripted whole is not sampled."""
-        forced = [tuple(self.renderer.text_ids(text)) for text in begun]
-        said = [
-            Completion(text, (), (), FinishReason.STOP, ids) if found.request.script.is_whole else None
-            for found, text, ids in zip(asked, begun, forced, strict=True)
-        ]
-        free = [index for index, completion in enumerate(said) if completion is None]
-        sampled = iter(
-            self._sampler.sample(
-                [asked[index].row for index in free],
-                [forced[index] for index in free],
-                [asked[index].request.seed for index in free],
-                self.limits,
-            )
-        )
-        return [completion or next(sampled) for completion in said]
 
     def _asked(self, request: Request) -> _Asked | CannotReply:
         """What the model is given for a request, if it can be given."""
@@ -177,13 +143,55 @@ class LMMPolicy:
             prompt = self._prompt(request)
         except ImageError as error:
             return CannotReply(UNREADABLE_PICTURE, str(error))
-        asked = _Asked(request, prompt, _row(request, prompt))
+        return self._fitting(_Asked(request, prompt, _row(request, prompt)))
+
+    def _begun(self, asked: Sequence[_Asked | CannotReply]) -> list[_Asked | CannotReply]:
+        """The same, each scripted turn with what it begins with: a reason sampled here, and the script's action."""
+        begun = list(asked)
+        scripted = [
+            (index, found)
+            for index, found in enumerate(asked)
+            if not isinstance(found, CannotReply) and found.request.script.action
+        ]
+        reasons = self._sampler.sample(
+            [found.row for _, found in scripted],
+            [()] * len(scripted),
+            # Not the seeds of what follows, or both would be drawn from the same numbers.
+            [found.request.seed + 1 for _, found in scripted],
+            replace(self.limits, stop_tags=(*self.limits.stop_tags, REASON_END)),
+        )
+        for (index, found), said in zip(scripted, reasons, strict=True):
+            reason, rest = parted(said.text)
+            # A token may hold more than the end of the reason; only then the reason is written anew without it.
+            start = said.token_ids if reason and not rest else self.renderer.text_ids(reason)
+            begun[index] = self._fitting(
+                replace(found, forced=(*start, *self.renderer.text_ids(found.request.script.action)))
+            )
+        return begun
+
+    def _fitting(self, asked: _Asked) -> _Asked | CannotReply:
+        """The same if a completion still fits the context."""
         room = self.max_context_tokens - self.limits.max_new_tokens
-        if request.script.action:
-            room -= self.limits.max_new_tokens + len(self.renderer.text_ids(request.script.action))
-        if len(asked.row.token_ids) > room:
-            return CannotReply(CONTEXT_FULL, f"expected at most {room} prompt tokens, got {len(asked.row.token_ids)}")
-        return asked
+        length = len(asked.row.token_ids) + len(asked.forced)
+        return asked if length <= room else CannotReply(CONTEXT_FULL, f"expected at most {room} tokens, got {length}")
+
+    def _said(self, asked: Sequence[_Asked]) -> list[Completion]:
+        """The completions; a turn that is scripted whole is not sampled."""
+        free = [found for found in asked if not found.request.script.is_whole]
+        sampled = iter(
+            self._sampler.sample(
+                [found.row for found in free],
+                [found.forced for found in free],
+                [found.request.seed for found in free],
+                self.limits,
+            )
+        )
+        return [
+            Completion(self.renderer.decode(found.forced), (), (), FinishReason.STOP, found.forced)
+            if found.request.script.is_whole
+            else next(sampled)
+            for found in asked
+        ]
 
     def _prompt(self, request: Request) -> Prompt:
         """What the new messages add to the tokens of the turns already played."""

@@ -120,18 +120,28 @@ def _train(options: argparse.Namespace, seed: int, config: RunConfig) -> None:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command that ends politely when asked to, and its exit status: SIGTERM is passed on, and waited for.
+    """Run a command that ends politely when asked to, and give its exit status: signals are passed on and waited for.
 
-    Ctrl-C reaches the command without help, as a terminal sends it to both.
+    It has a session of its own, so that a signal to a group of processes, as of Ctrl-C, reaches it once and not twice.
     """
-    with subprocess.Popen(command) as launched:
-        handlers = {signal.SIGTERM: lambda *_: launched.terminate(), signal.SIGINT: lambda *_: None}
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            return launched.wait()
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
+    launched: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for process in launched:
+            process.send_signal(number)
+        if not launched:
+            early.append(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        launched.append(subprocess.Popen(command, start_new_session=True))
+        for number in early:
+            launched[0].send_signal(number)
+        return launched[0].wait()
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Played:

@@ -86,6 +86,13 @@ def test_labels_of_other_weights_are_refused_and_replaced(folder: Path, question
     assert load_labels(folder).by_id == {questions.ids[0]: "search_free"}
 
 
+def test_labels_measured_under_other_conditions_are_never_overwritten(folder: Path, questions: QuestionSet) -> None:
+    save_labels(some(questions), folder / LABELS_FILE, weights=folder, under={"prompts": "brief"})
+    with pytest.raises(DataError, match='measured under {"prompts": "standard"}'):
+        save_labels(some(questions[:1]), folder / LABELS_FILE, weights=folder, under={"prompts": "standard"})
+    assert load_labels(folder) == some(questions)
+
+
 def test_labels_of_other_words_are_refused(folder: Path, questions: QuestionSet) -> None:
     save_labels(some(questions), folder / LABELS_FILE, weights=folder, under={})
     reworded = QuestionSet("five", [replace(question, text=question.text + "!") for question in questions])

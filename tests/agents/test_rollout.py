@@ -16,7 +16,7 @@ from agents.policy import CONTEXT_FULL, CannotReply, Reply, Request
 from agents.rollout import UNUSABLE, RolloutLimits, rollout
 from agents.scripted import ScriptedPolicy, random_policy
 from agents.trajectory import Trajectory
-from agents.workflows import DIRECT, FIXED_RAG, Workflow
+from agents.workflows import DIRECT, FIXED_RAG, Script, Workflow
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import ConfigError, ImageError, PolicyError, ToolUnavailable
 from mmsearch_env.images import Image
@@ -236,6 +236,15 @@ def test_the_fixed_plan_always_searches_twice_and_the_direct_one_never(questions
     assert rag.overall.image_searches.mean == rag.overall.text_searches.mean == 1.0
     assert direct.overall.calls.mean == 0.0
     assert rag.overall.valid.mean == direct.overall.valid.mean == 1.0
+
+
+def test_a_script_follows_the_reason_of_a_scripted_policy() -> None:
+    policy = ScriptedPolicy(lambda request: "<reason>r</reason><answer>x</answer>")
+    scripts = (Script(), Script("<answer>"), Script("<search><img></search>", is_whole=True))
+    requests = [Request((), (), (), seed=0, script=script) for script in scripts]
+    said = [reply.completion.text for reply in policy.generate(requests)]
+    answered = "<reason>r</reason><answer>x</answer>"
+    assert said == [answered, answered, "<reason>r</reason><search><img></search>"]
 
 
 def test_scores_by_category_and_the_search_gap(questions: QuestionSet) -> None:

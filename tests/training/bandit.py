@@ -126,14 +126,14 @@ class GuessTask:
         self.questions = questions
 
     def rollout(
-        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int] | None = None
+        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
     ) -> list[Group]:
         return [
             Group(
                 question.id,
                 tuple(self._play(question, seed_of(seed, int(question.id), n, i)) for i in range(group_size)),
             )
-            for question, n in zip(questions, earlier or [0] * len(questions), strict=True)
+            for question, n in zip(questions, earlier, strict=True)
         ]
 
     def evaluate(self, questions: Sequence[Question]) -> Evaluation:

@@ -83,7 +83,9 @@ def test_what_is_logged_is_what_is_announced() -> None:
 def test_one_batch_and_its_rows_give_the_same_loss_and_gradient() -> None:
     policy = GuessPolicy()
     grpo = GRPO()
-    groups = GuessTask(policy, guess_questions()).rollout(guess_questions(), group_size=4, seed=1)
+    groups = GuessTask(policy, guess_questions()).rollout(
+        guess_questions(), group_size=4, seed=1, earlier=[0] * len(guess_questions())
+    )
     examples = [example for group in grpo.advantages(groups) for example in group]
     count = float(sum(example.sampled_tokens for example in examples))
 

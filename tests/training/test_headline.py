@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +87,30 @@ def test_nothing_is_trained_without_labels(model: Path, tmp_path: Path, capsys: 
 def test_a_mistake_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--folder", str(tmp_path), "optimiser.learning_rat=1"]) == 2
     assert "learning_rat" in capsys.readouterr().err
+
+
+CHILD = """
+import pathlib, signal, sys, time
+said = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: said.write_text(said.read_text() + "asked "))
+said.write_text("ready ")
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    time.sleep(0.05)
+said.write_text(said.read_text() + "ended")
+sys.exit(3)
+"""
+PARENT = "import sys; from training.headline import _run; sys.exit(_run([sys.executable, '-c', *sys.argv[1:]]))"
+
+
+def test_a_signal_reaches_the_training_once_and_is_waited_for(tmp_path: Path) -> None:
+    """Sent to the whole group of processes, as terminals and schedulers do."""
+    said = tmp_path / "said"
+    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD, str(said)], start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not said.is_file() or said.read_text() != "ready ":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 3
+    assert said.read_text() == "ready asked ended"

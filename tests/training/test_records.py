@@ -64,7 +64,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
 
 def test_transcripts_show_the_group_that_differs_most(tmp_path: Path) -> None:
     task = GuessTask(GuessPolicy(), guess_questions())
-    groups = task.rollout(guess_questions(), group_size=4, seed=0)
+    groups = task.rollout(guess_questions(), group_size=4, seed=0, earlier=[0] * len(guess_questions()))
     writer = Transcripts(tmp_path, every=5, render=task.transcript)
     writer.iteration(4, {}, groups)
     writer.iteration(5, {}, groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from training.engine import Engine, Place
 from training.interrupt import StopRequest
 from training.learn import Learner
 from training.metrics import check_names
-from training.train import Counters, Run, train
+from training.train import Counters, Run, _questions_of, train
 
 
 class Notes:
@@ -119,6 +120,23 @@ class Alike(GuessTask):
 
     def _play(self, question: Any, seed: int | None) -> Trajectory:
         return super()._play(question, None)
+
+
+def test_a_question_repeated_on_another_rank_is_played_afresh() -> None:
+    """Three questions, seven places, two ranks: no rank plays what another one has played."""
+    config = recipe(rollout={"questions_per_iteration": 7})
+    task = SimpleNamespace(questions=guess_questions()[:3])
+    shares = [
+        _questions_of(
+            SimpleNamespace(
+                task=task, config=config, engine=SimpleNamespace(place=Place(rank, 2, torch.device("cpu")))
+            ),
+            0,
+        )
+        for rank in range(2)
+    ]
+    played = [(q.id, n) for questions, earlier in shares for q, n in zip(questions, earlier, strict=True)]
+    assert len(set(played)) == len(played) == 7
 
 
 def test_without_signal_nothing_is_learnt(place: Place) -> None:
