@@ -38,7 +38,7 @@ from training.tiny_lmm.lessons import Lesson, PictureAlbum, Pupil, mixed, pupil
 from training.tiny_lmm.mixtures import Mixtures, probes
 from training.tiny_lmm.recording import record
 from training.tiny_lmm.seeing import SeeingPlan, learn_to_see
-from training.tiny_lmm.strange_flags import recoloured
+from training.tiny_lmm.strange_flags import FIRST, recoloured
 from training.tiny_lmm.strange_names import StrangeNames
 from training.tiny_lmm.vocabulary import tokeniser_of
 
@@ -108,7 +108,7 @@ class Recipe:
         )
 
     def made_of(self, stage: str, processes: int, lessons: str) -> str:
-        """All that a stage depends on, as JSON: everything but the stages after it, and a digest of its lessons."""
+        """What a stage depends on, as JSON: everything but the stages after it, and a digest of its lessons."""
         later = _STAGES[_STAGES.index(stage) + 1 :]
         kept = {name: value for name, value in asdict(self).items() if name not in later}
         return json.dumps(kept | {"processes": processes, "lessons": lessons}, sort_keys=True)
@@ -139,7 +139,8 @@ def make_tiny_lmm(out: Path, place: Place, recipe: Recipe, *, report: Report) ->
         stream=stream,
         on_recorded=lambda lessons: report("recording", {"lessons": lessons}),
     )
-    classes = [*taught.flags, *strangers[: recipe.seeing.invented], *strange[:: recipe.recoloured_each]]
+    first = [entity for entity in strange if entity.id.endswith(FIRST)]
+    classes = [*taught.flags, *strangers[: recipe.seeing.invented], *first]
     album = _see(policy, recipe, classes, place, stages, report)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
@@ -193,7 +194,7 @@ def _see(
         place,
         seed=recipe.seed,
         pictures_each=recipe.pictures_each,
-        stage=stages.named("seeing", _digest(entity.id for entity in classes)),
+        stage=stages.named("seeing", _digest(entity.drawing.key for entity in classes if entity.drawing)),
         on_update=on_update,
     )
 

@@ -16,6 +16,8 @@ from mmsearch_env.worlds.invented_flags import COLOURS
 from mmsearch_env.worlds.synthetic import looks_real
 
 _TRIES = 60
+FIRST = "/recoloured-0"
+"""How the id of an entity's first recoloured flag ends."""
 
 
 def recoloured(entities: Sequence[Entity], rng: random.Random, *, each: int) -> list[Entity]:
@@ -26,7 +28,7 @@ def recoloured(entities: Sequence[Entity], rng: random.Random, *, each: int) -> 
         if not isinstance(drawing, FlagDrawing):
             continue
         for number, spec in zip(range(each), _other_colours(drawing.spec, rng), strict=False):
-            found.append(replace(entity, id=f"{entity.id}/recoloured-{number}", drawing=FlagDrawing(spec)))
+            found.append(replace(entity, id=entity.id + FIRST[:-1] + str(number), drawing=FlagDrawing(spec)))
     return found
 
 
