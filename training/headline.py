@@ -31,7 +31,7 @@ from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import DataError, MMSearchError
 from mmsearch_env.questions import Question
 from training.checkpoint import write_text
-from training.claims import UNTRAINED, Claim, Played, claims
+from training.claims import UNTRAINED, Claim, Played, claims, unsolved_share
 from training.compose import build_policy, env_keywords, evaluation_questions
 from training.config import RunConfig
 from training.config_file import read_config
@@ -81,9 +81,12 @@ def _headline(options: argparse.Namespace, console: Console) -> bool:
     asked = evaluation_questions(configs[options.seeds[0]])
     novel = frozenset(question.id for question in asked if question.tags.get("entity_split") == "test_only")
     found = claims(played, test_only=novel)
-    console.print(_table(found))
+    unsolved = unsolved_share(played)
+    console.print(_table(found, unsolved))
     result = options.folder / "headline.json"
-    write_text(result, json.dumps([claim.to_json() for claim in found], indent=1) + "\n")
+    write_text(
+        result, json.dumps({"claims": [claim.to_json() for claim in found], "unsolved": unsolved}, indent=1) + "\n"
+    )
     console.print(f"written to {result}", highlight=False)
     return all(claim.holds for claim in found)
 
@@ -201,8 +204,9 @@ def _kept(path: Path, made_of: str) -> dict[str, Any] | None:
     return found if found.get("made_of") == made_of else None
 
 
-def _table(found: Sequence[Claim]) -> Table:
-    table = Table(title="headline (test questions, 95 % intervals)")
+def _table(found: Sequence[Claim], unsolved: float) -> Table:
+    note = f"{unsolved:.1%} of the questions are answered by no plan with the untrained weights"
+    table = Table(title="headline (test questions, 95 % intervals)", caption=note)
     for column in ("claim", "bar", "measured", "holds"):
         table.add_column(column)
     for claim in found:
