@@ -19,7 +19,7 @@ CHECKPOINT ?= agents/checkpoints/atlas-tiny
 PROCESSES ?= $(shell gpus=$$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU'); n=$$(nproc 2>/dev/null || echo 1); \
   [ "$$gpus" -gt 0 ] && echo $$gpus || { [ $$n -gt 2 ] && echo 2 || echo $$n; })
 # Ctrl-C lets the iteration end and saves; that may take a while.
-RUN = $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) --shutdown-timeout 600
+RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) --shutdown-timeout 600
 ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--device", default="cpu")
     common.add_argument("--world", help=f"embedded world ({_USUAL.env['world']})")
     common.add_argument("--questions", help="a question file instead of the world's own questions")
-    common.add_argument("--limit", type=int, default=0, help="only that many questions; 0 for all")
+    common.add_argument("--limit", type=int, default=0, help="only that many questions, spread evenly; 0 for all")
     common.add_argument("--prompts", help=f"standard, brief or a folder ({_USUAL.env['prompts']})")
     common.add_argument("--max-new-tokens", type=int, help=f"of a completion ({_USUAL.max_new_tokens})")
     common.add_argument("--max-context-tokens", type=int, help=f"of a conversation ({_USUAL.max_context_tokens})")
@@ -117,7 +117,8 @@ def _label(options: argparse.Namespace, console: Console) -> None:
             labels = save_labels(measured, out, weights=playing.folder, under=under)
             bar.advance(len(measured.by_id))
     counts = Counter(labels.about(questions).by_id.values())
-    Console().print(f"{len(questions)} questions, {EPISODES} episodes a plan: {dict(counts)}\nwritten to {out}")
+    where = f"written to {out}" if left else f"nothing was left to measure; all are in {out}"
+    Console().print(f"{len(questions)} questions, {EPISODES} episodes a plan: {dict(counts)}\n{where}")
 
 
 def _playing(options: argparse.Namespace) -> Playing:
@@ -141,7 +142,7 @@ def _questions(options: argparse.Namespace, playing: Playing) -> QuestionSet:
     if options.limit < 0:
         raise ConfigError(f"--limit: expected 0 or more, got {options.limit}")
     found = resolve_questions(options.questions, str(playing.env["world"]), options.split)
-    return QuestionSet(found.name, list(found)[: options.limit or None], found.skipped)
+    return found.spread(options.limit) if options.limit else found
 
 
 class _Bar:

@@ -98,6 +98,13 @@ class QuestionSet(Sequence[Question]):
         """All ids in order."""
         return tuple(self._position)
 
+    def spread(self, count: int) -> QuestionSet:
+        """At most ``count`` of the questions, at even distances, in order."""
+        if count >= len(self):
+            return self
+        chosen = [self._questions[index * len(self) // count] for index in range(count)]
+        return QuestionSet(self.name, chosen, self.skipped)
+
     def where(self, keep: Callable[[Question], bool]) -> QuestionSet:
         """The questions for which ``keep`` holds, in order."""
         return QuestionSet(self.name, [question for question in self._questions if keep(question)], self.skipped)

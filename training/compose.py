@@ -30,7 +30,6 @@ from mmsearch_env.resources import resolve_questions
 from training.algorithms import GRPO, Algorithm
 from training.config import AlgorithmConfig, EnvConfig, RunConfig
 from training.engine import AdamSettings, Place
-from training.order import spread
 from training.run import Parts
 
 _EVALUATION_SEED = 20_25
@@ -93,13 +92,13 @@ def training_questions(config: RunConfig) -> QuestionSet:
 def evaluation_questions(config: RunConfig) -> list[Question]:
     """The questions of the table before and after training. Raises ConfigError or DataError."""
     found = _labelled(config, config.evaluation.file, config.evaluation.split)
-    return spread(found, config.evaluation.questions)
+    return list(found.spread(config.evaluation.questions))
 
 
 def questions_during(config: RunConfig) -> list[Question]:
     """The questions of the evaluations during training. Raises ConfigError or DataError."""
     found = _labelled(config, config.evaluation.file, config.evaluation.during_split)
-    return spread(found, config.evaluation.during_questions)
+    return list(found.spread(config.evaluation.during_questions))
 
 
 def _labelled(config: RunConfig, file: str, split: str) -> QuestionSet:

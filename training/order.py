@@ -52,13 +52,6 @@ def positions_of(iteration: int, *, questions: int, per_iteration: int, seed: in
     return order[offset : offset + per_iteration]
 
 
-def spread(questions: Sequence[Question], count: int) -> list[Question]:
-    """At most ``count`` questions, at even distances, in order."""
-    if count >= len(questions):
-        return list(questions)
-    return [questions[index * len(questions) // count] for index in range(count)]
-
-
 def fingerprint(questions: Sequence[Question]) -> str:
     """Short digest of ids and their order, by which a checkpoint knows its questions again."""
     return hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()[:16]

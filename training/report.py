@@ -139,7 +139,7 @@ def _lines(prefix: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> 
 
 
 def _percent(value: float, *, sign: bool = False) -> str:
-    return f"{100 * value:{'+' if sign else ''}.1f} %"
+    return f"{100 * value:+.1f} pp" if sign else f"{100 * value:.1f} %"
 
 
 def _plain(value: float, *, sign: bool = False) -> str:

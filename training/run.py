@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,9 +127,10 @@ def present(config: RunConfig, console: Console) -> None:
         ("evaluations", folder.after),
     ):
         console.print(f"  {label:<12} {path}", highlight=False, soft_wrap=True)
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
     console.print(
-        f"\nnext  tensorboard --logdir {folder.tensorboard}\n"
-        f"      python -m agents evaluate --run {folder.root} --workflow on_demand --workflow fixed_rag",
+        f"\nnext  {python} -m tensorboard.main --logdir {folder.tensorboard}\n"
+        f"      {python} -m agents evaluate --run {folder.root} --workflow on_demand --workflow fixed_rag --limit 200",
         highlight=False,
         soft_wrap=True,
     )

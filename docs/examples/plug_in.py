@@ -67,5 +67,5 @@ def learn(episodes: int = EPISODES, seed: int = 0) -> list[float]:
 
 if __name__ == "__main__":
     history = learn()
-    fifth = len(history) // 5
-    print(f"mean return, first {fifth} episodes: {np.mean(history[:fifth]):.2f}, last: {np.mean(history[-fifth:]):.2f}")
+    first, last = np.mean(history[:50]), np.mean(history[-300:])
+    print(f"mean return, first 50 episodes: {first:.2f}, last 300: {last:.2f}")

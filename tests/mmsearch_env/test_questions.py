@@ -32,6 +32,12 @@ def test_a_slice_is_a_set(questions: QuestionSet) -> None:
     assert questions[:2].ids == ("q1", "q2")
 
 
+def test_some_are_spread_evenly_and_many_are_all(picture: Image) -> None:
+    ten = QuestionSet("ten", [Question(str(number), "What?", picture, ("yes",)) for number in range(10)])
+    assert ten.spread(5).ids == ("0", "2", "4", "6", "8")
+    assert ten.spread(99) is ten
+
+
 def test_an_unknown_id_is_named(questions: QuestionSet) -> None:
     with pytest.raises(DataError, match="three: expected a known question id, got 'q9'"):
         questions.by_id("q9")

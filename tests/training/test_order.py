@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from bandit import guess_questions
 
-from training.order import fingerprint, positions_of, seed_generators, seed_of, spread
+from training.order import fingerprint, positions_of, seed_generators, seed_of
 
 
 def test_a_pass_plays_every_question_once() -> None:
@@ -47,12 +47,6 @@ def test_all_global_generators_are_seeded() -> None:
     assert first == (random.random(), np.random.random(), torch.rand(()).item())
     seed_generators(7, 2)
     assert random.random() != first[0]
-
-
-def test_spread_is_even_and_takes_all_when_there_are_few() -> None:
-    questions = guess_questions(10)
-    assert [question.id for question in spread(questions, 5)] == ["0", "2", "4", "6", "8"]
-    assert spread(questions, 99) == questions
 
 
 def test_the_fingerprint_knows_order_and_ids() -> None:

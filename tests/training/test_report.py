@@ -71,7 +71,7 @@ def test_the_table_is_readable() -> None:
     text = console.export_text()
     assert "before → after training, 40 questions" in text
     assert any("mean reward" in line and "0.000" in line and "+0.500" in line for line in text.splitlines())
-    assert any("search gap" in line and "-100.0 %" in line and "+200.0 %" in line for line in text.splitlines())
+    assert any("search gap" in line and "-100.0 %" in line and "+200.0 pp" in line for line in text.splitlines())
 
 
 def test_outcomes_come_back_from_a_file(tmp_path: Path) -> None:
