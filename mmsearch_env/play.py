@@ -32,6 +32,7 @@ Type an answer, or search first (searching costs a little):
 """
 
 _FOR_PEOPLE = Path(__file__).parent / "prompts" / "person"
+_FORGOTTEN_SLASH = ("image", "text", "help", "quit")
 _TAGS = ("<information>", "</information>")
 
 
@@ -170,7 +171,9 @@ def _meaning(line: str) -> Action | Literal["quit", "help"]:
         return TextSearch(rest.strip())
     if command in ("/image", "/i"):
         return _image_search(rest)
-    return Answer(line) if line and not line.startswith("/") else "help"
+    if not line or line.startswith("/") or line.casefold() in _FORGOTTEN_SLASH:
+        return "help"
+    return Answer(line)
 
 
 def _image_search(rest: str) -> ImageSearch | Literal["help"]:

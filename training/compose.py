@@ -7,22 +7,16 @@ knows their classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents.engines.hf import SamplingLimits
-from agents.evaluate import Evaluation, evaluate
 from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy, LoRASettings
 from agents.playing import model_folder
-from agents.rollout import RolloutLimits, rollout
-from agents.trajectory import Group, Trajectory
+from agents.rollout import RolloutLimits
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import ConfigError, DataError
 from mmsearch_env.questions import Question, QuestionSet
@@ -31,9 +25,8 @@ from training.algorithms import GRPO, Algorithm
 from training.config import AlgorithmConfig, EnvConfig, RunConfig
 from training.engine import AdamSettings, Place
 from training.run import Parts
+from training.search_task import SearchTask
 
-_EVALUATION_SEED = 20_25
-"""Episodes of evaluations are seeded alike before, during and after training, so that differences are the policy's."""
 _ENV_SOURCES = ("split", "questions")
 
 
@@ -124,73 +117,6 @@ def env_keywords(config: EnvConfig) -> dict[str, Any]:
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     kept = {name: value for name, value in values.items() if name not in _ENV_SOURCES}
     return {**kept, "tools": dict(config.tools) or None}
-
-
-@dataclass(frozen=True, slots=True)
-class SearchTask:
-    """A policy playing the search environment: the :class:`~training.task.Task` of real runs.
-
-    Attributes:
-        policy: who plays.
-        questions: what is trained on.
-        env: keywords of ``MMSearchEnv``.
-        limits: how many episodes go on at once.
-        evaluation_temperature: softmax temperature of evaluations; 0 takes the likeliest token.
-    """
-
-    policy: LMMPolicy
-    questions: Sequence[Question]
-    env: dict[str, Any]
-    limits: RolloutLimits
-    evaluation_temperature: float
-
-    def rollout(
-        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
-    ) -> list[Group]:
-        """Play ``group_size`` episodes of each question."""
-        return rollout(
-            self.policy,
-            self._make_env,
-            questions,
-            group_size=group_size,
-            seed=seed,
-            earlier=earlier,
-            limits=self.limits,
-        )
-
-    def evaluate(self, questions: Sequence[Question]) -> Evaluation:
-        """Play one episode of each question, the same way every time."""
-        with self._at_temperature(self.evaluation_temperature):
-            return evaluate(self.policy, self._make_env, questions, seed=_EVALUATION_SEED, limits=self.limits)
-
-    def transcript(self, trajectory: Trajectory) -> str:
-        """What was seen and said, turn by turn; a long run of one token (a picture's slots) is shown once."""
-        parts: list[str] = []
-        for number, turn in enumerate(trajectory.turns, start=1):
-            seen = self.policy.renderer.tokenizer.decode(_without_runs(turn.prompt_ids))
-            said = turn.completion.text.replace("\n", "\n> ")
-            parts.append(
-                f"```text\n{seen}\n```\n\n**Turn {number}** ({turn.kind}, reward {turn.reward:.3f})\n\n> {said}\n"
-            )
-        return "\n".join(parts)
-
-    def _make_env(self) -> MMSearchEnv:
-        return MMSearchEnv(**self.env)
-
-    @contextmanager
-    def _at_temperature(self, temperature: float) -> Iterator[None]:
-        kept = self.policy.limits
-        self.policy.limits = replace(kept, temperature=temperature)
-        try:
-            yield
-        finally:
-            self.policy.limits = kept
-
-
-def _without_runs(token_ids: Sequence[int]) -> list[int]:
-    """The tokens, more than three equal ones in a row reduced to one."""
-    runs = [list(run) for _, run in groupby(token_ids)]
-    return [token for run in runs for token in (run if len(run) <= 3 else run[:1])]
 
 
 def build_parts(config: RunConfig, place: Place) -> Parts:

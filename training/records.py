@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.trajectory import Group, Trajectory
+from agents.trajectory import Group
 from mmsearch_env.errors import DataError
 from training.checkpoint import write_text
 from training.metrics import check_names
@@ -66,8 +66,8 @@ class TensorBoard:
 class Transcripts:
     """``transcripts/000010.md``: the episodes of one group, every n iterations."""
 
-    def __init__(self, folder: Path, *, every: int, render: Callable[[Trajectory], str]) -> None:
-        """Args: every: iterations between two files, 0 for none; render: an episode as text for people."""
+    def __init__(self, folder: Path, *, every: int, render: Callable[[Group], str]) -> None:
+        """Args: every: iterations between two files, 0 for none; render: a group as text for people."""
         self._folder, self._every, self._render = folder, every, render
 
     def iteration(self, number: int, values: Mapping[str, float], groups: Sequence[Group]) -> None:
@@ -75,12 +75,8 @@ class Transcripts:
         if not self._every or number % self._every or not groups:
             return
         group = max(groups, key=_spread)
-        parts = [f"# Iteration {number}, question {group.question_id}\n"]
-        parts += [
-            f"## Episode {index}: return {item.episode_return:.3f}, {item.stop_reason}\n\n{self._render(item)}\n"
-            for index, item in enumerate(group.trajectories, start=1)
-        ]
-        write_text(self._folder / f"{number:06d}.md", "\n".join(parts))
+        heading = f"# Iteration {number}, question {group.question_id}"
+        write_text(self._folder / f"{number:06d}.md", f"{heading}\n\n{self._render(group)}")
 
 
 def _spread(group: Group) -> float:

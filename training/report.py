@@ -21,6 +21,8 @@ class Line:
     """One line of the table.
 
     Attributes:
+        about: the category it is about; "" for all questions.
+        questions: how many it is a mean over.
         name: what is measured.
         before: the mean before training.
         after: the mean after training.
@@ -28,6 +30,8 @@ class Line:
         percent: whether the numbers are shares, shown as percentages.
     """
 
+    about: str
+    questions: int
     name: str
     before: float
     after: float
@@ -48,10 +52,10 @@ def compared(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Line]:
     lines = _lines("", before, after)
     gap, earlier, later = gap_change(before, after), search_gap(before), search_gap(after)
     if gap is not None and earlier is not None and later is not None:
-        lines.append(Line("search gap (required minus free)", earlier.mean, later.mean, gap, True))
+        lines.append(Line("", len(after), "search gap", earlier.mean, later.mean, gap, True))
     for category in sorted({outcome.category for outcome in after} - {""}):
         mine = [[outcome for outcome in side if outcome.category == category] for side in (before, after)]
-        lines += _lines(f"{category}: ", *mine)
+        lines += _lines(category, *mine)
     return lines
 
 
@@ -65,13 +69,21 @@ def gap_change(before: Sequence[Outcome], after: Sequence[Outcome]) -> Estimate 
     return gap_of([changes], [later for _, later in pairs])
 
 
-def table(lines: Sequence[Line], *, questions: int) -> Table:
-    """The lines for a terminal; a change whose interval excludes 0 is bold."""
-    shown = Table(title=f"before → after training, {questions} questions")
+def table(lines: Sequence[Line]) -> Table:
+    """The lines for a terminal of 80 columns, a section for each category; a change that is sure is bold."""
+    shown = Table(
+        title=f"before → after training, {lines[0].questions} questions",
+        caption="search gap: search ratio where a search is required, minus where it is not",
+    )
     shown.add_column("")
     for column in ("before", "after", "change", "95 % interval"):
         shown.add_column(column, justify="right")
+    about = ""
     for line in lines:
+        if line.about != about:
+            about = line.about
+            shown.add_section()
+            shown.add_row(f"[bold]{about.replace('_', ' ')}[/] ({line.questions})")
         number = _percent if line.percent else _plain
         cells = [number(line.before), number(line.after), "", ""]
         if line.change is not None:
@@ -80,7 +92,7 @@ def table(lines: Sequence[Line], *, questions: int) -> Table:
                 f"[bold]{number(line.change.mean, sign=True)}[/]" if sure else number(line.change.mean, sign=True)
             )
             cells[3] = f"{number(line.change.low, sign=True)} … {number(line.change.high, sign=True)}"
-        shown.add_row(line.name, *cells)
+        shown.add_row(f"  {line.name}" if about else line.name, *cells)
     return shown
 
 
@@ -125,10 +137,25 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _lines(prefix: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Line]:
+def ends(before: Sequence[Outcome], after: Sequence[Outcome], *, iterations: int) -> list[dict[str, float]]:
+    """The scores before and after training as points of the curves, at iteration 0 and at the last."""
+    return [
+        {
+            "iteration": iteration,
+            "test/reward": overall.reward.mean,
+            "test/accuracy": overall.accuracy.mean,
+            "test/search_ratio": overall.search_ratio.mean,
+        }
+        for iteration, overall in ((0, scores(before)), (iterations, scores(after)))
+    ]
+
+
+def _lines(about: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[Line]:
     return [
         Line(
-            prefix + name,
+            about,
+            len(after),
+            name,
             float(np.mean([value(outcome) for outcome in before])),
             float(np.mean([value(outcome) for outcome in after])),
             difference(before, after, value),

@@ -116,8 +116,13 @@ def present(config: RunConfig, console: Console) -> None:
     """
     folder = Folder(Path(config.output.folder))
     before, after = report.read_outcomes(folder.before), report.read_outcomes(folder.after)
-    console.print(report.table(report.compared(before, after), questions=len(after)))
-    curves.draw(read_metrics(folder.metrics), folder.plot, title=f"{config.policy.model} on {config.env.world}")
+    console.print(report.table(report.compared(before, after)))
+    curves.draw(
+        read_metrics(folder.metrics),
+        folder.plot,
+        ends=report.ends(before, after, iterations=config.iterations),
+        title=f"{config.policy.model} on {config.env.world}",
+    )
     for label, path in (
         ("adapter", folder.adapter),
         ("curves", folder.plot),

@@ -94,6 +94,6 @@ class Task(Protocol):
         """Play one episode of each question, the same way every time."""
         ...
 
-    def transcript(self, trajectory: Trajectory) -> str:
-        """An episode as text for people."""
+    def transcript(self, group: Group) -> str:
+        """One question's episodes as text for people (Markdown, headings from the second level)."""
         ...

@@ -62,7 +62,7 @@ def test_a_person_searches_first_and_pays_for_it(typed: Type, question_file: Pat
     assert "<reason>" not in shown
 
 
-@pytest.mark.parametrize("line", ["/help", "", "/text", "/image 1 2", "/image a b c d", "/unknown"])
+@pytest.mark.parametrize("line", ["/help", "", "image", "Text", "/text", "/image 1 2", "/image a b c d", "/unknown"])
 def test_a_slip_costs_nothing(line: str, typed: Type, question_file: Path) -> None:
     lines = f"{line}\nno idea\n"
     shown = typed("play", "--world", WORLD, "--questions", str(question_file), "--episodes", "1", lines=lines)

@@ -152,8 +152,8 @@ class GuessTask:
             trajectories=played,
         )
 
-    def transcript(self, trajectory: Trajectory) -> str:
-        return " ".join(WORDS[token] for token in trajectory.token_ids)
+    def transcript(self, group: Group) -> str:
+        return "\n".join(" ".join(WORDS[token] for token in item.token_ids) for item in group.trajectories)
 
     def _play(self, question: Question, seed: int | None) -> Trajectory:
         is_known, answer = question.category == "search_free", int(question.answers[0])

@@ -74,6 +74,12 @@ def test_a_run_from_beginning_to_end_and_once_more(model: Path, adapter: Path, t
     for path in (folder.adapter, folder.plot, folder.metrics, folder.tensorboard, folder.transcripts, folder.after):
         assert str(path) in done.stdout
         assert path.exists()
+    for number in (1, 2):
+        told = (folder.transcripts / f"{number:06d}.md").read_text()
+        assert told.startswith(f"# Iteration {number}, question synthetic-1/")
+        assert " Accepted: " in told.splitlines()[2]
+        headings = [line for line in told.splitlines() if line.startswith("## Episode ")]
+        assert sorted(int(n) for line in headings for n in line[11:].split(":")[0].split(",")) == [1, 2]
     lines = [json.loads(text) for text in folder.metrics.read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2]
     assert all(line["policy/logprob_gap_max"] < 1e-4 for line in lines)

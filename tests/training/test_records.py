@@ -71,9 +71,8 @@ def test_transcripts_show_the_group_that_differs_most(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     text = path.read_text()
     assert path.name == "000005.md"
-    assert text.count("## Episode") == 4
-    returns = {line.split("return ")[1].split(",")[0] for line in text.splitlines() if line.startswith("## Episode")}
-    assert len(returns) > 1
+    differing = max(groups, key=lambda group: len({item.episode_return for item in group.trajectories}))
+    assert text == f"# Iteration 5, question {differing.question_id}\n\n{task.transcript(differing)}"
 
 
 def test_curves_are_a_picture_of_the_promised_size(tmp_path: Path) -> None:
@@ -82,11 +81,13 @@ def test_curves_are_a_picture_of_the_promised_size(tmp_path: Path) -> None:
         for n in range(1, 21)
     ]
     lines[9]["evaluation/reward"] = 0.4
-    draw(lines, tmp_path / "curves.png", title="a run")
+    ends = [{"iteration": 0, "test/reward": 0.1}, {"iteration": 20, "test/reward": 0.9}]
+    draw(lines, tmp_path / "curves.png", title="a run", ends=ends)
     with PIL.Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (1600, 1000)
         pixels = np.asarray(picture.convert("RGB"))
     assert (pixels == (0x1B, 0x6C, 0xA8)).all(-1).sum() > 500
+    assert (pixels == (0x22, 0x30, 0x3C)).all(-1).sum() > 2 * 80  # the diamonds of the two ends
 
 
 def test_running_mean_by_hand() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from agents.evaluate import Outcome
 from mmsearch_env.errors import DataError
-from training.report import compared, evaluation_metrics, gap_change, merged, outcomes_of, read_outcomes, table
+from training.report import compared, ends, evaluation_metrics, gap_change, merged, outcomes_of, read_outcomes, table
 
 
 def outcome(number: int, category: str, reward: float, searches: float) -> Outcome:
@@ -39,20 +39,27 @@ AFTER = [
 
 
 def test_lines_by_hand() -> None:
-    lines = {line.name: line for line in compared(BEFORE, AFTER)}
-    assert (lines["mean reward"].before, lines["mean reward"].after) == (0.0, 0.5)
-    assert lines["calls per question"].after == 0.5
-    gap = lines["search gap (required minus free)"]
+    lines = {(line.about, line.name): line for line in compared(BEFORE, AFTER)}
+    assert (lines["", "mean reward"].before, lines["", "mean reward"].after) == (0.0, 0.5)
+    assert lines["", "calls per question"].after == 0.5
+    gap = lines["", "search gap"]
     assert (gap.before, gap.after) == (-1.0, 1.0)
     assert gap.change is not None
     assert (gap.change.mean, gap.change.low, gap.change.high) == (2.0, 2.0, 2.0)
-    assert lines["search_free: search ratio"].change is not None
-    assert lines["search_free: search ratio"].change.mean == -1.0
+    free = lines["search_free", "search ratio"]
+    assert free.change is not None
+    assert (free.change.mean, free.questions) == (-1.0, 20)
+
+
+def test_the_ends_of_the_curves_by_hand() -> None:
+    first, last = ends(BEFORE, AFTER, iterations=60)
+    assert first == {"iteration": 0, "test/reward": 0.0, "test/accuracy": 0.0, "test/search_ratio": 0.5}
+    assert last == {"iteration": 60, "test/reward": 0.5, "test/accuracy": 0.5, "test/search_ratio": 0.5}
 
 
 def test_the_gap_needs_both_kinds() -> None:
     assert gap_change(BEFORE[:20], AFTER[:20]) is None
-    assert "search gap (required minus free)" not in {line.name for line in compared(BEFORE[:20], AFTER[:20])}
+    assert "search gap" not in {line.name for line in compared(BEFORE[:20], AFTER[:20])}
 
 
 def test_the_gaps_interval_is_a_bootstrap_over_questions() -> None:
@@ -66,12 +73,13 @@ def test_the_gaps_interval_is_a_bootstrap_over_questions() -> None:
 
 
 def test_the_table_is_readable() -> None:
-    console = Console(width=100, record=True, file=StringIO())
-    console.print(table(compared(BEFORE, AFTER), questions=40))
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(table(compared(BEFORE, AFTER)))
     text = console.export_text()
     assert "before → after training, 40 questions" in text
     assert any("mean reward" in line and "0.000" in line and "+0.500" in line for line in text.splitlines())
     assert any("search gap" in line and "-100.0 %" in line and "+200.0 pp" in line for line in text.splitlines())
+    assert any("search required (20)" in line for line in text.splitlines())
 
 
 def test_outcomes_come_back_from_a_file(tmp_path: Path) -> None:
