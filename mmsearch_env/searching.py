@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from mmsearch_env.actions import Action, ImageSearch, TextSearch
-from mmsearch_env.errors import EpisodeError, ToolError, ToolTimeout
+from mmsearch_env.errors import BudgetError, EpisodeError, ToolError, ToolTimeout
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question
 from mmsearch_env.rendering import plain
@@ -34,7 +34,7 @@ def query_of(action: Action, question: Question, image: Image) -> Query:
 
 
 async def ask(tool: SearchTool, query: Query, *, top_k: int, timeout_s: float) -> SearchResult | ToolError:
-    """The tool's answer, or the error that takes its place. Nothing a tool does ends an episode.
+    """The tool's answer, or the error that takes its place. Nothing a tool does ends an episode, but a BudgetError.
 
     Args:
         tool: whom to ask.
@@ -50,6 +50,8 @@ async def ask(tool: SearchTool, query: Query, *, top_k: int, timeout_s: float) -
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise  # somebody cancels the episode, not the tool itself
         return _failed(tool, ToolError(f"{tool.name}: expected a result, got a cancelled search", code="cancelled"))
+    except BudgetError:
+        raise  # it is meant to end the run
     # SystemExit and GeneratorExit too: raised in a coroutine, they would stop the loop for every other episode.
     except (Exception, SystemExit, GeneratorExit) as raised:  # noqa: BLE001
         return _failed(tool, raised, timeout_s=timeout_s)
@@ -71,6 +73,8 @@ async def ask_together(
             if len(results) != len(queries):
                 raise ToolError(f"{tool.name}: expected {len(queries)} results, got {len(results)}", code="bad_reply")
             return [checked(result, tool, top_k=top_k) for result in results]
+        except BudgetError:
+            raise
         except TimeoutError as raised:
             return [_failed(tool, raised, timeout_s=timeout_s) for _ in queries]
         except (Exception, SystemExit, GeneratorExit) as raised:  # noqa: BLE001  asking one by one finds out for whom

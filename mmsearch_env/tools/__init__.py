@@ -76,4 +76,23 @@ def _none(kind: ActionKind, world: World | None) -> SearchTool:
     return NoSearch()
 
 
-_BUILDERS: Mapping[str, Callable[..., SearchTool]] = {"local": _local, "fake": _fake, "none": _none}
+def _web(name: str) -> Callable[..., SearchTool]:
+    """A service on the web."""
+
+    def build(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:
+        from mmsearch_env.tools.web.build import build_web_tool
+
+        return build_web_tool(kind, name, settings)
+
+    return build
+
+
+WEB_TOOLS = ("serpapi", "serper", "brave", "tavily", "searxng", "search_r1")
+"""Names of services on the web; a test compares them with those :mod:`mmsearch_env.tools.web.build` knows."""
+
+_BUILDERS: Mapping[str, Callable[..., SearchTool]] = {
+    "local": _local,
+    "fake": _fake,
+    "none": _none,
+    **{name: _web(name) for name in WEB_TOOLS},
+}

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsearch_env.actions import ActionKind
-from mmsearch_env.errors import ToolUnavailable
+from mmsearch_env.errors import CacheWarning, ToolUnavailable
 from mmsearch_env.images import Image
 from mmsearch_env.tools import ImageQuery, SearchTool, TextQuery, build_tool
 from mmsearch_env.tools.local.descriptors import descriptor
 from mmsearch_env.tools.local.fit_metric import fitted
 from mmsearch_env.tools.local.image_index import LocalImageSearch, thumbnail
 from mmsearch_env.tools.local.recall import holds, image_recall, text_recall
-from mmsearch_env.tools.local.store import CacheWarning, built_once, cache_folder
+from mmsearch_env.tools.local.store import built_once, cache_folder
 from mmsearch_env.tools.local.text_index import LocalTextSearch, best_passage
 from mmsearch_env.worlds import Page, World, load_world
 from mmsearch_env.worlds.synthetic import POISON

@@ -16,14 +16,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from mmsearch_env.errors import CacheWarning
+
 CACHE_VARIABLE = "MMSEARCH_CACHE_DIR"
 """Environment variable that names the cache folder."""
 _MANIFEST = "manifest.json"
 _temporary: list[tempfile.TemporaryDirectory[str]] = []
-
-
-class CacheWarning(UserWarning):
-    """The cache folder cannot be used as it is; work goes on without it."""
 
 
 def cache_folder() -> Path:

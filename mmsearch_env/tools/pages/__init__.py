@@ -1,0 +1,1 @@
+"""Reading pages that a search found, and saying briefly what they say about a question."""

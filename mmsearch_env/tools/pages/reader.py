@@ -1,0 +1,196 @@
+"""What a page reader does, and the two there are: on this machine, or by Jina Reader."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+from mmsearch_env.errors import ServiceCode, ServiceError, ToolTimeout
+from mmsearch_env.net.budget import Budget
+from mmsearch_env.net.client import Call, HttpClient, Key, Reply, ServiceLimits
+from mmsearch_env.net.fetch import PAGE_TYPES, Fetcher
+from mmsearch_env.net.secret import Secret
+from mmsearch_env.tools.web.engine import endpoint, status_error
+
+MAX_PAGE_CHARACTERS = 30_000
+"""Characters of a page that are kept (arXiv 2506.20670, appendix on the text search tool)."""
+JINA_URL = "https://r.jina.ai"
+
+
+@dataclass(frozen=True, slots=True)
+class PageText:
+    """What a page says.
+
+    Attributes:
+        title: of the page; "" if it has none.
+        text: without navigation, scripts and what a person would not see; at most :data:`MAX_PAGE_CHARACTERS`.
+    """
+
+    title: str
+    text: str
+
+
+class PageReader(Protocol):
+    """Reads pages."""
+
+    @property
+    def name(self) -> str:
+        """As in configurations and in cache keys."""
+        ...
+
+    async def read(self, url: str) -> PageText:
+        """The page at ``url``. Raises ServiceError (``target_failed``, ``blocked_by_policy``, ...) or ToolTimeout."""
+        ...
+
+    async def aclose(self) -> None:
+        """Free what it holds; may be called twice."""
+        ...
+
+
+class LocalReader:
+    """Fetches a page under guard and takes its text out with trafilatura, in a process of its own.
+
+    Parsing hostile HTML can take seconds, so it is given a time and done beside the event loop.
+    """
+
+    name = "local"
+
+    def __init__(self, fetcher: Fetcher | None = None, *, parse_s: float = 5.0, processes: int = 2) -> None:
+        """
+        Args:
+            fetcher: fetches under its policy.
+            parse_s: seconds allowed for a page's parsing.
+            processes: pages parsed at once.
+        """
+        self._fetcher = fetcher or Fetcher()
+        self._parse_s = parse_s
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def read(self, url: str) -> PageText:
+        """The page at ``url``."""
+        found = await self._fetcher.fetch(url, types=PAGE_TYPES)
+        markup = _decoded(found.body, found.charset)
+        if found.content_type == "text/plain":
+            return PageText("", markup[:MAX_PAGE_CHARACTERS])
+        page = await self._parsed(markup)
+        if not page.text:
+            message = "expected a page with text, got none; another page may do"
+            raise ServiceError(message, code=ServiceCode.TARGET_FAILED)
+        return page
+
+    async def aclose(self) -> None:
+        """Close connections and processes; may be called twice."""
+        await self._fetcher.aclose()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    async def _parsed(self, markup: str) -> PageText:
+        if self._pool is None:
+            # forkserver: a process forked from one with threads and loops may hang
+            self._pool = ProcessPoolExecutor(self._processes, mp_context=get_context("forkserver"))
+        work = asyncio.get_running_loop().run_in_executor(self._pool, text_of_page, markup)
+        try:
+            return await asyncio.wait_for(work, self._parse_s)
+        except TimeoutError:
+            self._replace_pool()
+            raise ToolTimeout(f"expected a page that is parsed within {self._parse_s:g} s, got a longer one") from None
+
+    def _replace_pool(self) -> None:
+        """A process that is stuck in a page is ended, not waited for."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            processes = list(getattr(pool, "_processes", {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class JinaReader:
+    """Jina Reader: the page as Markdown, rendered by a browser on their side.
+
+    ``POST https://r.jina.ai/`` with the URL in the body. An empty account is answered with 402; a page that could not
+    be loaded, with 422, 451 or a 503 of its own kind.
+
+    Attributes:
+        client: calls the service.
+        secret: the key; None for anonymous use, which is limited to 20 pages a minute.
+        base_url: where the service is.
+    """
+
+    client: HttpClient
+    secret: Secret | None = None
+    base_url: str = JINA_URL
+    name: str = "jina"
+
+    async def read(self, url: str) -> PageText:
+        """The page at ``url``."""
+        key = None if self.secret is None else Key(self.secret, "header", "Authorization", "Bearer ")
+        headers = {"Accept": "application/json", "X-Retain-Images": "none", "X-Timeout": "10"}
+        where = endpoint(self.base_url, "/", with_key=key is not None)
+        reply = await self.client.send(Call("POST", where, headers=headers, body={"url": url}, key=key))
+        data = reply.data.get("data")
+        content = data.get("content") if isinstance(data, dict) else None
+        if not isinstance(content, str) or not content.strip():
+            raise ServiceError("jina: expected a page with text, got none", code=ServiceCode.TARGET_FAILED)
+        heading = data.get("title") if isinstance(data, dict) else ""
+        return PageText(str(heading or "")[:300], content.strip()[:MAX_PAGE_CHARACTERS])
+
+    async def aclose(self) -> None:
+        """Close connections; may be called twice."""
+        await self.client.aclose()
+
+
+def jina_client(budget: Budget | None = None, limits: ServiceLimits | None = None) -> HttpClient:
+    """A client that knows what Jina's replies mean."""
+    limits = limits or ServiceLimits(timeout_s=15.0, concurrency=8)
+    return HttpClient("jina", judge=_judge_jina, limits=limits, budget=budget)
+
+
+def text_of_page(markup: str) -> PageText:
+    """The title and the readable text of an HTML page. What a person would not see is left out."""
+    import lxml.html
+    import trafilatura
+
+    try:
+        parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, no_network=True)
+        tree = lxml.html.document_fromstring(markup.encode("utf-8", "replace"), parser=parser)
+    except lxml.etree.ParserError:  # nothing in it
+        return PageText("", "")
+    for element in [element for element in tree.iter() if _is_hidden(element)]:
+        if element.getparent() is not None:
+            element.drop_tree()
+    text = trafilatura.extract(tree, include_comments=False, include_tables=True, favor_recall=True) or ""
+    heading = " ".join((tree.findtext(".//title") or "").split())
+    return PageText(heading[:300], text.strip()[:MAX_PAGE_CHARACTERS])
+
+
+_HIDING_STYLE = re.compile(
+    r"display\s*:\s*none|visibility\s*:\s*(hidden|collapse)|(font-size|opacity)\s*:\s*0*(\.0*)?(px|pt|em|rem|%)?\s*(;|!|$)",
+    re.IGNORECASE,
+)
+
+
+def _is_hidden(element: Any) -> bool:
+    """Whether an element says of itself that a person does not see it."""
+    style = element.get("style") or ""
+    return element.get("hidden") is not None or bool(style and _HIDING_STYLE.search(style[:1000]))
+
+
+def _decoded(body: bytes, charset: str) -> str:
+    try:
+        return body.decode(charset or "utf-8", "replace")
+    except LookupError:
+        return body.decode("utf-8", "replace")
+
+
+def _judge_jina(reply: Reply) -> ServiceError | None:
+    if reply.status in (422, 451) or (reply.status == 503 and b'"status":503' in reply.body.replace(b" ", b"")):
+        return ServiceError(f"expected a page, got status {reply.status}", code=ServiceCode.TARGET_FAILED)
+    return status_error(reply)

@@ -1,0 +1,242 @@
+"""From JSON settings to a web search tool.
+
+``{"name": "serper", "key_variable": "SERPER_API_KEY", "reader": "local", "summariser": "passages",
+"cache_dir": "~/.cache/mmsearch_env/answers", "budget": {"max_calls": 1000, "max_usd": 5.0}}``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmsearch_env.actions import ActionKind
+from mmsearch_env.cache.tool_cache import ToolCache
+from mmsearch_env.errors import ConfigError
+from mmsearch_env.net.budget import Budget
+from mmsearch_env.net.client import HttpClient, ServiceLimits
+from mmsearch_env.net.fetch import Fetcher, FetchPolicy
+from mmsearch_env.net.secret import Secret, read_secret
+from mmsearch_env.tools.pages.reader import JINA_URL, JinaReader, LocalReader, PageReader, jina_client
+from mmsearch_env.tools.pages.summariser import ChatSummariser, PassageSummariser, Summariser, chat_client
+from mmsearch_env.tools.search_tool import SearchTool
+from mmsearch_env.tools.web.answers import Answers
+from mmsearch_env.tools.web.brave import BraveSearch
+from mmsearch_env.tools.web.engine import Engine
+from mmsearch_env.tools.web.search_r1 import SearchR1Retriever
+from mmsearch_env.tools.web.searxng import SearxngSearch
+from mmsearch_env.tools.web.serpapi import SerpApiGoogle, SerpApiLens
+from mmsearch_env.tools.web.serper import SerperSearch
+from mmsearch_env.tools.web.tavily import TavilySearch
+from mmsearch_env.tools.web.web_search import Service, WebImageSearch, WebTextSearch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """The JSON-able settings of a web search tool.
+
+    Attributes:
+        key_variable: environment variable that holds the key; "" for the service's usual one.
+        key_file: file that holds the key, in place of the variable.
+        base_url: where the service is; "" for its public address.
+        country, language: of the results, where the service lets one choose.
+        engines: which engines a SearXNG server asks.
+        depth: of a Tavily search.
+        reader: text search: ``"none"`` (the service's snippets), ``"local"``, ``"jina"``, or a mapping with that name.
+        summariser: text search: ``"none"``, ``"passages"``, or ``{"name": "chat", "base_url": ..., "model": ...}``.
+        cache_dir: where answers are kept; None keeps none.
+        budget: ``max_calls``, ``max_usd``, ``ledger``; see :class:`~mmsearch_env.net.budget.Budget`.
+        limits: see :class:`~mmsearch_env.net.client.ServiceLimits`.
+        fetch: of pages and thumbnails; see :class:`~mmsearch_env.net.fetch.FetchPolicy`.
+    """
+
+    key_variable: str = ""
+    key_file: str | None = None
+    base_url: str = ""
+    country: str = "us"
+    language: str = "en"
+    engines: str = ""
+    depth: str = "basic"
+    reader: str | Mapping[str, Any] = "none"
+    summariser: str | Mapping[str, Any] = "none"
+    cache_dir: str | None = None
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    fetch: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_web_tool(kind: ActionKind, name: str, settings: Mapping[str, Any]) -> SearchTool:
+    """The tool of a service for one kind of search.
+
+    Raises:
+        ConfigError: the service has no such search, a setting is unknown or wrong, or there is no key.
+    """
+    engines = _IMAGE_ENGINES if kind is ActionKind.IMAGE_SEARCH else _TEXT_ENGINES
+    if name not in engines:
+        raise ConfigError(f"tool {name!r}: expected a service with {kind}, got one without; use {', '.join(engines)}")
+    given = _made(WebSettings, settings, f"tool {name!r}")
+    budget = _budget(given.budget, f"tool {name!r}, budget")
+    engine = engines[name](given, _made(ServiceLimits, given.limits, f"tool {name!r}, limits"))
+    client = HttpClient(engine.name, judge=engine.judge, limits=engine.limits, budget=budget)
+    cache = None if given.cache_dir is None else ToolCache(Path(given.cache_dir).expanduser())
+    service = Service(engine, client, Answers(cache))
+    policy = _made(FetchPolicy, _tuples(given.fetch), f"tool {name!r}, fetch")
+    if kind is ActionKind.IMAGE_SEARCH:
+        return WebImageSearch(service, Fetcher(policy))
+    reader = _reader(given.reader, policy, budget)
+    return WebTextSearch(service, reader=reader, summariser=_summariser(given.summariser, reader, budget))
+
+
+def _key(given: WebSettings, usual: str) -> Secret:
+    return read_secret(variable=given.key_variable or usual, file=given.key_file)
+
+
+def _url(given: WebSettings, name: str) -> str:
+    if not given.base_url:
+        raise ConfigError(f"tool {name!r}: expected base_url, the address of your server, got none")
+    return given.base_url
+
+
+def _serpapi(given: WebSettings, limits: ServiceLimits) -> Engine:
+    return SerpApiGoogle(_key(given, "SERPAPI_API_KEY"), **_place(given), limits=limits)
+
+
+def _serpapi_lens(given: WebSettings, limits: ServiceLimits) -> Engine:
+    return SerpApiLens(_key(given, "SERPAPI_API_KEY"), **_place(given), limits=limits)
+
+
+def _serper(given: WebSettings, limits: ServiceLimits) -> Engine:
+    return SerperSearch(_key(given, "SERPER_API_KEY"), **_place(given), limits=limits)
+
+
+def _brave(given: WebSettings, limits: ServiceLimits) -> Engine:
+    return BraveSearch(_key(given, "BRAVE_API_KEY"), **_place(given), limits=limits)
+
+
+def _tavily(given: WebSettings, limits: ServiceLimits) -> Engine:
+    if given.depth not in ("basic", "advanced"):
+        raise ConfigError(f"tool 'tavily', depth: expected basic or advanced, got {given.depth!r}")
+    where = {"base_url": given.base_url} if given.base_url else {}
+    depth: Any = given.depth
+    return TavilySearch(_key(given, "TAVILY_API_KEY"), **where, depth=depth, limits=limits)
+
+
+def _searxng(given: WebSettings, limits: ServiceLimits) -> Engine:
+    return SearxngSearch(_url(given, "searxng"), given.language, given.engines, limits)
+
+
+def _search_r1(given: WebSettings, limits: ServiceLimits) -> Engine:
+    secret = _key(given, "") if given.key_variable or given.key_file else None
+    return SearchR1Retriever(_url(given, "search_r1"), secret, limits)
+
+
+def _place(given: WebSettings) -> dict[str, Any]:
+    where = {"base_url": given.base_url} if given.base_url else {}
+    return {**where, "country": given.country, "language": given.language}
+
+
+_EngineBuilder = Callable[[WebSettings, ServiceLimits], Engine]
+_TEXT_ENGINES: Mapping[str, _EngineBuilder] = {
+    "serpapi": _serpapi,
+    "serper": _serper,
+    "brave": _brave,
+    "tavily": _tavily,
+    "searxng": _searxng,
+    "search_r1": _search_r1,
+}
+_IMAGE_ENGINES: Mapping[str, _EngineBuilder] = {"serpapi": _serpapi_lens}
+WEB_TOOLS = tuple(dict.fromkeys([*_TEXT_ENGINES, *_IMAGE_ENGINES]))
+"""Names that :func:`build_web_tool` knows."""
+
+
+def _reader(spec: str | Mapping[str, Any], policy: FetchPolicy, budget: Budget) -> PageReader | None:
+    name, settings = _named(spec, "reader")
+    if name == "none":
+        return None
+    if name == "local":
+        return LocalReader(Fetcher(policy), **_known(settings, ("parse_s", "processes"), "reader 'local'"))
+    if name == "jina":
+        wanted = _known(settings, ("key_variable", "key_file", "base_url", "limits"), "reader 'jina'")
+        limits = _made(ServiceLimits, wanted.get("limits", {}), "reader 'jina', limits") if "limits" in wanted else None
+        return JinaReader(jina_client(budget, limits), _optional_key(wanted), wanted.get("base_url", JINA_URL))
+    raise ConfigError(f"reader: expected none, local or jina, got {name!r}")
+
+
+def _summariser(spec: str | Mapping[str, Any], reader: PageReader | None, budget: Budget) -> Summariser | None:
+    name, settings = _named(spec, "summariser")
+    if name == "none":
+        return None
+    if reader is None:
+        raise ConfigError(f"summariser: expected a reader beside it, got {name!r} without; set reader to local or jina")
+    if name == "passages":
+        return PassageSummariser()
+    if name == "chat":
+        names = ("base_url", "model", "key_variable", "key_file", "price_usd", "limits")
+        wanted = _known(settings, names, "summariser 'chat'")
+        if missing := {"base_url", "model"} - wanted.keys():
+            raise ConfigError(f"summariser 'chat': expected {' and '.join(sorted(missing))}, got none")
+        limits = _made(ServiceLimits, wanted["limits"], "summariser 'chat', limits") if "limits" in wanted else None
+        return ChatSummariser(
+            chat_client(budget, limits),
+            str(wanted["base_url"]),
+            str(wanted["model"]),
+            _optional_key(wanted),
+            float(wanted.get("price_usd", 0.0)),
+        )
+    raise ConfigError(f"summariser: expected none, passages or chat, got {name!r}")
+
+
+def _optional_key(settings: Mapping[str, Any]) -> Secret | None:
+    if "key_file" in settings or "key_variable" in settings:
+        return read_secret(variable=str(settings.get("key_variable", "")), file=settings.get("key_file"))
+    return None
+
+
+def _budget(settings: Mapping[str, Any], where: str) -> Budget:
+    wanted = dict(_known(settings, ("max_calls", "max_usd", "ledger"), where))
+    ledger = wanted.pop("ledger", None)
+    return Budget(**wanted, ledger=None if ledger is None else Path(ledger).expanduser())
+
+
+def _named(spec: str | Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    settings = {"name": spec} if isinstance(spec, str) else dict(spec)
+    return str(settings.pop("name", "")), settings
+
+
+def _known(settings: Mapping[str, Any], names: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{where}: expected a mapping, got {settings!r}")
+    if unknown := sorted(settings.keys() - set(names)):
+        raise ConfigError(f"{where}: expected {', '.join(names)}, got {', '.join(unknown)}; mend the setting's name")
+    return settings
+
+
+def _made(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
+    """A dataclass from settings of its fields' types. Raises ConfigError."""
+    known: tuple[Field[Any], ...] = fields(kind)  # type: ignore[arg-type]
+    _known(settings, tuple(item.name for item in known), where)
+    for item in known:
+        if item.name in settings:
+            usual = item.default if item.default is not MISSING else None
+            _check_type(settings[item.name], usual, f"{where}, {item.name}")
+    return kind(**settings)
+
+
+def _check_type(value: Any, usual: Any, where: str) -> None:
+    if usual is None or value is None:
+        return
+    kinds: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
+    if isinstance(usual, str):
+        kinds = (str, Mapping) if where.endswith(("reader", "summariser")) else (str,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ConfigError(f"{where}: expected something like {usual!r}, got {value!r}")
+    if isinstance(value, (int, float)) and not value > 0:
+        raise ConfigError(f"{where}: expected a number above 0, got {value!r}")
+
+
+def _tuples(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """JSON has lists where the policy has tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
