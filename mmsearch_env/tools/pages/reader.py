@@ -179,6 +179,8 @@ _HIDING_STYLE = re.compile(
 
 def _is_hidden(element: Any) -> bool:
     """Whether an element says of itself that a person does not see it."""
+    if element.tag in ("script", "style", "noscript", "template"):
+        return True
     style = element.get("style") or ""
     return element.get("hidden") is not None or bool(style and _HIDING_STYLE.search(style[:1000]))
 
