@@ -1,4 +1,4 @@
-"""``python -m mmsearch_env play`` and ``python -m mmsearch_env demo``."""
+"""``python -m mmsearch_env COMMAND``: play, look, search, and look after what tools keep."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mmsearch_env import demo, play
+from mmsearch_env import cache_command, demo, import_command, play, search
 from mmsearch_env.errors import MMSearchError
 from mmsearch_env.rendering import plain
+
+COMMANDS = {
+    "play": play,
+    "demo": demo,
+    "search": search,
+    "cache": cache_command,
+    "import-fvqa-cache": import_command,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status; 2 for a mistake in the arguments or the data."""
     _replace_what_cannot_be_coded()
     parser = argparse.ArgumentParser(prog="python -m mmsearch_env", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{play,demo}")
-    for module in (play, demo):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
         summary = (module.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(module.__name__.rpartition(".")[2], help=summary, description=summary)
+        command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     chosen = parser.parse_args(arguments)

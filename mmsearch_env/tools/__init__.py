@@ -76,6 +76,26 @@ def _none(kind: ActionKind, world: World | None) -> SearchTool:
     return NoSearch()
 
 
+def _replay(
+    kind: ActionKind,
+    world: World | None,
+    *,
+    path: str,
+    miss: str = "error",
+    live: str | Mapping[str, Any] | None = None,
+) -> SearchTool:
+    """A record of searches; one that it lacks may be asked of a live tool and written down."""
+    from mmsearch_env.tools.replay.replay import MISS_POLICIES, ReplaySearch
+
+    policy = next((known for known in MISS_POLICIES if known == miss), None)
+    if policy is None:
+        raise ConfigError(f"tool 'replay', miss: expected one of {', '.join(MISS_POLICIES)}, got {miss!r}")
+    if (policy == "live") != (live is not None):
+        raise ConfigError("tool 'replay': expected a tool as live where miss is live, and nowhere else")
+    asked = None if live is None else build_tool(kind, live, world)
+    return ReplaySearch(Path(path).expanduser(), miss=policy, live=asked)
+
+
 def _web(name: str) -> Callable[..., SearchTool]:
     """A service on the web."""
 
@@ -94,5 +114,6 @@ _BUILDERS: Mapping[str, Callable[..., SearchTool]] = {
     "local": _local,
     "fake": _fake,
     "none": _none,
+    "replay": _replay,
     **{name: _web(name) for name in WEB_TOOLS},
 }
