@@ -207,6 +207,8 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{name}: expected a picture file, got none; check the path") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: expected a readable picture, got bytes of no known kind; replace it") from error
     except Exception as error:  # decoders raise whatever they like
         raise ImageError(
             f"{name}: expected a readable picture, got {type(error).__name__}: {error}; replace it"

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Search once and print what is found. Raises ConfigError, ToolError, ImageError."""
     kind, query = _query(arguments)
-    tool = build_tool(kind, _spec(arguments.backend), load_world(arguments.world))
+    tool = build_tool(kind, parsed_backend(arguments.backend), load_world(arguments.world))
     result = asyncio.run(_searched(tool, query, arguments.top_k))
     if arguments.json:
         console.print(json.dumps([_as_json(hit) for hit in result.hits], ensure_ascii=False, indent=1), markup=False)
@@ -63,8 +63,8 @@ def _query(arguments: argparse.Namespace) -> tuple[ActionKind, Query]:
     return ActionKind.IMAGE_SEARCH, ImageQuery(Image.from_file(arguments.image), box, question_text=arguments.question)
 
 
-def _spec(text: str) -> str | Mapping[str, Any]:
-    """A back end's name, or its settings."""
+def parsed_backend(text: str) -> str | Mapping[str, Any]:
+    """A back end's name, or its settings. Raises ConfigError for what is neither."""
     if not text.lstrip().startswith("{"):
         return text
     try:

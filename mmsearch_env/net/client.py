@@ -112,7 +112,7 @@ class Reply:
         return found
 
 
-Judge = Callable[[Reply], ServiceError | None]
+Judge = Callable[[Reply], ToolError | None]
 """What is wrong with a reply; None if nothing is."""
 
 
@@ -287,7 +287,7 @@ class HttpClient:
             text = call.key.secret.masked(text)
         if isinstance(error, ServiceError):
             return ServiceError(text, code=ServiceCode(error.code), retry_after_s=error.retry_after_s)
-        return ToolTimeout(text)
+        return ToolTimeout(text) if isinstance(error, ToolTimeout) else ToolError(text, code=error.code)
 
     def _error(self, expected_and_got: str, code: ServiceCode) -> ServiceError:
         return ServiceError(f"{self.name}: expected {expected_and_got}", code=code)

@@ -96,6 +96,13 @@ def _replay(
     return ReplaySearch(Path(path).expanduser(), miss=policy, live=asked)
 
 
+def _server(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:
+    """A search server, which has tools of its own."""
+    from mmsearch_env.tools.web.build import build_server_tool
+
+    return build_server_tool(settings)
+
+
 def _web(name: str) -> Callable[..., SearchTool]:
     """A service on the web."""
 
@@ -115,5 +122,6 @@ _BUILDERS: Mapping[str, Callable[..., SearchTool]] = {
     "fake": _fake,
     "none": _none,
     "replay": _replay,
+    "server": _server,
     **{name: _web(name) for name in WEB_TOOLS},
 }

@@ -25,7 +25,7 @@ MAX_PICKLE_BYTES = 500_000_000
 MAX_PIXELS = 20_000_000
 _TITLES, _PICTURES = "tool_returned_web_title_list", "tool_returned_images_urls"
 _PUBLISHED_TOP_K = 5
-"""Hits that were asked for when the results were collected (arXiv 2506.20670, section 2.2)."""
+"""Hits that were asked for when the results were collected."""
 _MODES = {"1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"}
 _BANDS = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
 

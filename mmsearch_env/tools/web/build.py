@@ -25,6 +25,8 @@ from mmsearch_env.tools.web.answers import Answers
 from mmsearch_env.tools.web.brave import BraveSearch
 from mmsearch_env.tools.web.engine import Engine
 from mmsearch_env.tools.web.search_r1 import SearchR1Retriever
+from mmsearch_env.tools.web.search_server import ServerSearch
+from mmsearch_env.tools.web.search_server import judge as judge_server
 from mmsearch_env.tools.web.searxng import SearxngSearch
 from mmsearch_env.tools.web.serpapi import SerpApiGoogle, SerpApiLens
 from mmsearch_env.tools.web.serper import SerperSearch
@@ -150,6 +152,16 @@ _TEXT_ENGINES: Mapping[str, _EngineBuilder] = {
 _IMAGE_ENGINES: Mapping[str, _EngineBuilder] = {"serpapi": _serpapi_lens}
 WEB_TOOLS = tuple(dict.fromkeys([*_TEXT_ENGINES, *_IMAGE_ENGINES]))
 """Names that :func:`build_web_tool` knows."""
+
+
+def build_server_tool(settings: Mapping[str, Any]) -> SearchTool:
+    """The client of a search server; settings are ``base_url``, a key's place and ``limits``. Raises ConfigError."""
+    wanted = _known(settings, ("base_url", "key_variable", "key_file", "limits"), "tool 'server'")
+    if not wanted.get("base_url"):
+        raise ConfigError("tool 'server': expected base_url, the address of your server, got none")
+    limits = _made(ServiceLimits, {"max_bytes": 50_000_000, **wanted.get("limits", {})}, "tool 'server', limits")
+    client = HttpClient("search server", judge=judge_server, limits=limits)
+    return ServerSearch(client, str(wanted["base_url"]), _optional_key(wanted))
 
 
 def _reader(spec: str | Mapping[str, Any], policy: FetchPolicy, budget: Budget) -> PageReader | None:

@@ -1,0 +1,1 @@
+"""A search server: one index, one cache and one set of keys for any number of rollout workers."""

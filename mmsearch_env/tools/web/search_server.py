@@ -1,0 +1,61 @@
+"""The client of a search server (``python -m mmsearch_env serve``)."""
+
+from __future__ import annotations
+
+from mmsearch_env.actions import ActionKind
+from mmsearch_env.errors import ImageError, ServiceCode, ServiceError, ToolError, ToolTimeout
+from mmsearch_env.net.client import Call, HttpClient, Key, Reply
+from mmsearch_env.net.secret import Secret
+from mmsearch_env.tools.search_tool import Query, SearchResult, TextQuery
+from mmsearch_env.tools.web.engine import endpoint, retry_after, status_error
+from mmsearch_env.tools.web.wire import query_to_json, result_from_json
+
+
+class ServerSearch:
+    """A :class:`~mmsearch_env.tools.search_tool.SearchTool` that asks a search server, which keeps and limits."""
+
+    def __init__(self, client: HttpClient, base_url: str, secret: Secret | None = None) -> None:
+        """
+        Args:
+            client: its connections, with :func:`judge`.
+            base_url: where the server is.
+            secret: the token it asks for; None for none.
+        """
+        self.name = "search server"
+        self._client = client
+        self._key = None if secret is None else Key(secret, "header", "Authorization", "Bearer ")
+        self._urls = {
+            kind: endpoint(base_url, f"/v1/{kind.value}", with_key=secret is not None)
+            for kind in (ActionKind.TEXT_SEARCH, ActionKind.IMAGE_SEARCH)
+        }
+
+    async def search(self, query: Query, *, top_k: int) -> SearchResult:
+        """What the server's tool finds. Raises ToolError: also what the server's tool raised."""
+        kind = ActionKind.TEXT_SEARCH if isinstance(query, TextQuery) else ActionKind.IMAGE_SEARCH
+        body = {"query": query_to_json(query), "top_k": top_k}
+        reply = await self._client.send(Call("POST", self._urls[kind], body=body, key=self._key))
+        try:
+            return result_from_json(reply.data)
+        except (KeyError, TypeError, ValueError, ImageError) as error:
+            message = f"{self.name}: expected hits, got {type(error).__name__}"
+            raise ServiceError(message, code=ServiceCode.PROVIDER_FAILED) from error
+
+    async def aclose(self) -> None:
+        """Close connections; may be called twice."""
+        await self._client.aclose()
+
+
+def judge(reply: Reply) -> ToolError | None:
+    """What is wrong with a server's reply: its own word for it."""
+    if (error := status_error(reply)) is None:
+        return None
+    try:
+        told = reply.data["error"]
+        code, message = str(told["code"]), str(told["message"])[:500]
+    except (ServiceError, KeyError, TypeError):
+        return error
+    if code == "timeout":
+        return ToolTimeout(message)
+    if code in set(ServiceCode):
+        return ServiceError(message, code=ServiceCode(code), retry_after_s=retry_after(reply))
+    return ToolError(message, code=code)
