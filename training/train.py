@@ -16,7 +16,7 @@ from typing import Protocol
 
 from agents.rollout import times_before
 from agents.trajectory import Group
-from mmsearch_env.errors import PolicyError
+from mmsearch_env.errors import BudgetError, PolicyError
 from mmsearch_env.questions import Question
 from training.algorithms import Algorithm
 from training.batch import Example
@@ -105,6 +105,7 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
 
     Raises:
         PolicyError: the gradient was not finite several updates in a row.
+        BudgetError: a search tool may not be asked any more; everything up to the last iteration is saved.
     """
     config, engine = run.config, run.engine
     while counters.iteration < config.iterations:
@@ -113,12 +114,13 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
 
         with clock.phase("rollout"):  # act
             questions, earlier = _questions_of(run, iteration)
-            groups = run.task.rollout(
-                questions,
-                group_size=config.rollout.group_size,
-                seed=seed_of(config.seed, 3, iteration),
-                earlier=earlier,
-            )
+            with _saved_beyond_budget(run, counters):
+                groups = run.task.rollout(
+                    questions,
+                    group_size=config.rollout.group_size,
+                    seed=seed_of(config.seed, 3, iteration),
+                    earlier=earlier,
+                )
         with clock.phase("learn"):  # credit, learn
             played = {place: group for place, group in enumerate(groups) if is_played(group)}
             credited = run.algorithm.advantages(list(played.values()))
@@ -139,6 +141,19 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
         if stopping:
             break
     return counters
+
+
+@contextmanager
+def _saved_beyond_budget(run: Run, counters: Counters) -> Iterator[None]:
+    """Where a budget ends a rollout on any rank, all ranks save what is learnt and end. Raises BudgetError."""
+    spent: BudgetError | None = None
+    try:
+        yield
+    except BudgetError as error:
+        spent = error
+    if run.engine.largest({"spent": float(spent is not None)})["spent"]:
+        run.save(counters)
+        raise spent or BudgetError("expected a budget for every process, got one that is spent; see its message")
 
 
 def _questions_of(run: Run, iteration: int) -> tuple[list[Question], list[int]]:

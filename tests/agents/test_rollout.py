@@ -18,7 +18,7 @@ from agents.scripted import ScriptedPolicy, random_policy
 from agents.trajectory import Trajectory
 from agents.workflows import DIRECT, FIXED_RAG, Script, Workflow
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.errors import ConfigError, ImageError, PolicyError, ToolUnavailable
+from mmsearch_env.errors import BudgetError, ConfigError, ImageError, PolicyError, ToolUnavailable
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools import Query, SearchResult
@@ -165,6 +165,24 @@ class Failing:
 
     async def aclose(self) -> None:
         """Nothing to free."""
+
+
+class Spent:
+    """A tool whose budget is used up."""
+
+    name = "spent"
+
+    async def search(self, query: Query, *, top_k: int) -> SearchResult:
+        await asyncio.sleep(0)
+        raise BudgetError("budget: expected at most 9 calls, got one more; raise the limit")
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+def test_a_spent_budget_ends_the_rollout_under_its_own_name(questions: QuestionSet) -> None:
+    with pytest.raises(BudgetError, match="at most 9 calls"):
+        rollout(ScriptedPolicy(reader), lambda: make_env(tools=Spent()), questions[:4], group_size=3, seed=0)
 
 
 @pytest.mark.parametrize("tool", ["failing", "cancelling"])

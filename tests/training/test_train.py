@@ -12,7 +12,8 @@ import torch
 from bandit import GuessPolicy, GuessTask, guess_questions
 
 from agents.trajectory import Group, Trajectory
-from mmsearch_env.errors import PolicyError
+from mmsearch_env.errors import BudgetError, PolicyError
+from mmsearch_env.questions import Question
 from training.algorithms import GRPO, LossTerms
 from training.config import RunConfig
 from training.config_file import config_from_mapping
@@ -20,6 +21,7 @@ from training.engine import Engine, Place
 from training.interrupt import StopRequest
 from training.learn import Learner
 from training.metrics import check_names
+from training.order import seed_of
 from training.train import Counters, Run, _questions_of, train
 
 
@@ -199,6 +201,20 @@ def test_a_stop_request_ends_after_the_iteration_and_saves(place: Place) -> None
     stop.make("SIGTERM")
     assert train(run).iteration == 1
     assert [counters.iteration for counters in saved] == [1]
+
+
+def test_a_spent_budget_ends_the_run_and_what_was_learnt_is_saved(place: Place) -> None:
+    class Spending(GuessTask):
+        def rollout(self, questions: Sequence[Question], **how: Any) -> list[Group]:
+            if how["seed"] == seed_of(0, 3, 2):
+                raise BudgetError("budget: expected at most 9 calls, got one more; raise the limit")
+            return super().rollout(questions, **how)
+
+    saved: list[Counters] = []
+    run = run_of(recipe(iterations=5), place, Spending(GuessPolicy(), guess_questions()))
+    with pytest.raises(BudgetError, match="at most 9 calls"):
+        train(Run(run.config, run.task, run.learner, run.watchers, saved.append, dict))
+    assert [counters.iteration for counters in saved] == [2]
 
 
 def test_checkpoints_come_on_time_and_at_the_end(place: Place) -> None:
