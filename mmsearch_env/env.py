@@ -22,7 +22,7 @@ from mmsearch_env.resources import QuestionDraw, ToolSpec, resolve_questions, re
 from mmsearch_env.rewards import RewardTerms
 from mmsearch_env.searching import ask, query_of
 from mmsearch_env.settings import EnvSettings
-from mmsearch_env.tools.search_tool import SearchResult
+from mmsearch_env.tools.search_tool import FREE, SearchResult
 
 RENDER_MODES = ("ansi", "rgb_array", "human", "html")
 
@@ -55,7 +55,8 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
 
     ## Information
     Fixed keys: ``question_id, kind, valid, error, reward_terms, n_image_search, n_text_search, n_tool_errors,
-    n_malformed, success, stop_reason, round``; numbers are floats, nothing depends on a clock.
+    n_malformed, n_service_calls, cost_usd, success, stop_reason, round``; numbers are floats, nothing depends on a
+    clock.
 
     ## Version history
     v0: first version.
@@ -187,7 +188,8 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
             outcome = Outcome.SEARCHED
         elif isinstance(result, ToolError):
             outcome, error = Outcome.TOOL_FAILED, result.code
-        state = advance(self.rules, before.state, move.action, outcome, well_formed=move.well_formed)
+        cost = found[0].cost if found else FREE
+        state = advance(self.rules, before.state, move.action, outcome, well_formed=move.well_formed, cost=cost)
         view = EpisodeView(before.question, self.rules, state, move.box_ignored)
         spoken = Message("assistant", (TextPart(move.text),))
         told = () if state.ended else (reply(self.protocol, move, result, view),)

@@ -19,7 +19,7 @@ from mmsearch_env.errors import ConfigError, EpisodeError
 from mmsearch_env.images import Image
 from mmsearch_env.messages import Message
 from mmsearch_env.questions import Question
-from mmsearch_env.tools.search_tool import SearchResult
+from mmsearch_env.tools.search_tool import FREE, Cost, SearchResult
 
 
 class StopReason(StrEnum):
@@ -51,6 +51,11 @@ class Outcome(StrEnum):
     MALFORMED = "malformed"
 
 
+COUNTERS = (
+    *("n_image_search", "n_text_search", "n_tool_errors", "n_malformed"),
+    *("n_service_calls", "cost_usd", "round"),
+)
+"""Counters of an episode that ``info`` shows."""
 _MOST = 2**31 - 1
 """No limit may be larger: it has to fit an observation's counter."""
 
@@ -90,6 +95,8 @@ class EpisodeState:
         n_text_search: text searches that delivered a result.
         n_tool_errors: searches whose tool failed; they count nowhere else.
         n_malformed: completions that meant no action.
+        n_service_calls: calls to services that the searches took; none for what was kept or is embedded.
+        cost_usd: their list price in US dollars.
         well_formed: every completion so far kept the protocol's form and was allowed.
         answer: the final answer; "" until there is one.
         stop_reason: why it ended; empty while it goes on.
@@ -100,6 +107,8 @@ class EpisodeState:
     n_text_search: int = 0
     n_tool_errors: int = 0
     n_malformed: int = 0
+    n_service_calls: int = 0
+    cost_usd: float = 0.0
     well_formed: bool = True
     answer: str = ""
     stop_reason: StopReason = StopReason.PLAYING
@@ -112,8 +121,7 @@ class EpisodeState:
     @property
     def counts(self) -> dict[str, float]:
         """The counters by name, as floats."""
-        names = ("n_image_search", "n_text_search", "n_tool_errors", "n_malformed", "round")
-        return {name: float(getattr(self, name)) for name in names}
+        return {name: float(getattr(self, name)) for name in COUNTERS}
 
     @property
     def n_searches(self) -> int:
@@ -229,7 +237,13 @@ def refusal(rules: Rules, state: EpisodeState, action: Action) -> RefusalCode | 
 
 
 def advance(
-    rules: Rules, state: EpisodeState, action: Action, outcome: Outcome, *, well_formed: bool = True
+    rules: Rules,
+    state: EpisodeState,
+    action: Action,
+    outcome: Outcome,
+    *,
+    well_formed: bool = True,
+    cost: Cost = FREE,
 ) -> EpisodeState:
     """The state after ``action`` came to ``outcome``. Every action costs a round.
 
@@ -239,6 +253,7 @@ def advance(
         action: what the player did.
         outcome: what came of it.
         well_formed: whether the completion that carried the action kept the protocol's form.
+        cost: what the search cost.
 
     Raises:
         EpisodeError: the episode is over, or action and outcome do not belong together.
@@ -255,6 +270,8 @@ def advance(
         n_text_search=state.n_text_search + (searched and isinstance(action, TextSearch)),
         n_tool_errors=state.n_tool_errors + (outcome is Outcome.TOOL_FAILED),
         n_malformed=state.n_malformed + (outcome is Outcome.MALFORMED),
+        n_service_calls=state.n_service_calls + cost.calls,
+        cost_usd=state.cost_usd + cost.usd,
         well_formed=state.well_formed and well_formed and outcome not in (Outcome.REFUSED, Outcome.MALFORMED),
     )
     if isinstance(action, Answer):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mmsearch_env.actions import Action, ImageSearch, TextSearch
 from mmsearch_env.errors import BudgetError, EpisodeError, ToolError, ToolTimeout
 from mmsearch_env.images import Image
+from mmsearch_env.net.metering import metered
 from mmsearch_env.questions import Question
 from mmsearch_env.rendering import plain
-from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
+from mmsearch_env.tools.search_tool import Cost, Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
 
 _HIT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "title": (str,),
@@ -43,9 +45,10 @@ async def ask(tool: SearchTool, query: Query, *, top_k: int, timeout_s: float) -
         timeout_s: seconds the tool is given.
     """
     try:
-        async with asyncio.timeout(timeout_s):
-            result = await tool.search(query, top_k=top_k)
-        return checked(result, tool, top_k=top_k)
+        with metered() as meter:
+            async with asyncio.timeout(timeout_s):
+                result = await tool.search(query, top_k=top_k)
+        return replace(checked(result, tool, top_k=top_k), cost=Cost(meter.calls, meter.usd))
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise  # somebody cancels the episode, not the tool itself

@@ -19,6 +19,7 @@ from aiolimiter import AsyncLimiter
 from yarl import URL
 
 from mmsearch_env.errors import ServiceCode, ServiceError, ToolError, ToolTimeout
+from mmsearch_env.net import metering
 from mmsearch_env.net.breaker import Breaker
 from mmsearch_env.net.budget import Budget
 from mmsearch_env.net.per_loop import PerLoop
@@ -175,6 +176,7 @@ class HttpClient:
             BudgetError: the budget does not allow the call.
         """
         self.budget.spend(call.price_usd)
+        metering.enter(call.price_usd)
         self._saved_retries = min(_SAVED_RETRIES, self._saved_retries + _RETRIES_PER_CALL)
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._may_pass),

@@ -54,10 +54,27 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What a search cost.
+
+    Attributes:
+        calls: calls to services; none for what was kept or is embedded.
+        usd: their list price in US dollars.
+    """
+
+    calls: int = 0
+    usd: float = 0.0
+
+
+FREE = Cost()
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The hits for one query, best first."""
+    """The hits for one query, best first. The environment enters the cost; tools leave it out."""
 
     hits: tuple[Hit, ...]
+    cost: Cost = FREE
 
 
 @runtime_checkable

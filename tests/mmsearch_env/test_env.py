@@ -38,6 +38,8 @@ INFO_KEYS = {
     "n_text_search",
     "n_tool_errors",
     "n_malformed",
+    "n_service_calls",
+    "cost_usd",
     "success",
     "stop_reason",
     "round",

@@ -40,6 +40,8 @@ def test_a_whole_episode() -> None:
         "n_text_search": 1.0,
         "n_tool_errors": 0.0,
         "n_malformed": 0.0,
+        "n_service_calls": 0.0,
+        "cost_usd": 0.0,
         "round": 3.0,
     }
 

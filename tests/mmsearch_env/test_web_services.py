@@ -12,6 +12,7 @@ import pytest
 from fake_services import KEY, ROWS, SERVICES, FakeService
 
 from mmsearch_env.actions import ActionKind
+from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import BudgetError, ConfigError, ServiceError, ToolError, ToolTimeout, ToolUnavailable
 from mmsearch_env.images import Image
 from mmsearch_env.tools import WEB_TOOLS, build_tool
@@ -349,3 +350,18 @@ def test_a_hanging_service_is_given_up_in_time() -> None:
     found, seconds = played("serper", act)
     assert isinstance(found, ToolTimeout)
     assert seconds < 3.0
+
+
+def test_what_a_search_costs_is_in_info(tmp_path: Path) -> None:
+    async def act(made: SearchTool, service: FakeService) -> Any:
+        env = MMSearchEnv(tools={"text_search": made})
+        ask = "<reason>r</reason><text_search>currency of Peru</text_search>"
+        costs = []
+        for _ in range(2):
+            env.reset(seed=0)
+            *_, info = await env.astep(ask)
+            costs.append((info["n_text_search"], info["n_service_calls"], info["cost_usd"]))
+        return costs
+
+    costs = played("serper", act, cache_dir=str(tmp_path / "cache"))
+    assert costs == [(1.0, 1.0, 0.001), (1.0, 0.0, 0.0)]

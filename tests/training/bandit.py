@@ -173,6 +173,8 @@ class GuessTask:
             "n_text_search": float(len(turns) - 1),
             "n_tool_errors": 0.0,
             "n_malformed": float(not is_answer),
+            "n_service_calls": 0.0,
+            "cost_usd": 0.0,
         }
         return Trajectory(question.id, tuple(turns), True, False, "answered", float(is_right), {}, counts, said.text)
 
