@@ -32,7 +32,10 @@ UNUSABLE = "unusable_question"
 """Stop reason of an episode that could not begin because its question's picture cannot be read."""
 CUT = "cut"
 """Stop reason of an episode that the environment cut off without saying why."""
-COUNTS = ("n_image_search", "n_text_search", "n_tool_errors", "n_malformed", "n_service_calls", "cost_usd")
+COUNTS = (
+    *("n_image_search", "n_text_search", "n_page_visit", "n_tool_errors", "n_malformed"),
+    *("n_service_calls", "cost_usd"),
+)
 """The environment's counters kept in a trajectory."""
 
 

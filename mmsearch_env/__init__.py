@@ -8,7 +8,7 @@ env = gymnasium.make("MMSearch-v0")
 
 from __future__ import annotations
 
-from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch
+from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch, VisitPage
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.images import Image
 from mmsearch_env.messages import ImagePart, Message, TextPart, to_openai
@@ -32,6 +32,7 @@ __all__ = [
     "QuestionSet",
     "TextPart",
     "TextSearch",
+    "VisitPage",
     "register_envs",
     "to_messages",
     "to_openai",

@@ -15,11 +15,12 @@ MAX_ACTION_CHARS = 2_048
 
 
 class ActionKind(StrEnum):
-    """Names of the legal actions, in the order of the environment's ``Discrete(3)``."""
+    """Names of the legal actions, in the order of the environment's ``Discrete``; the last only where allowed."""
 
     ANSWER = "answer"
     IMAGE_SEARCH = "image_search"
     TEXT_SEARCH = "text_search"
+    VISIT_PAGE = "visit_page"
 
 
 class MalformedCode(StrEnum):
@@ -56,6 +57,13 @@ class TextSearch:
 
 
 @dataclass(frozen=True, slots=True)
+class VisitPage:
+    """Read a page that a search of this episode found."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Malformed:
     """The text meant no action; the round is spent and the player is told why."""
 
@@ -63,4 +71,4 @@ class Malformed:
     detail: str
 
 
-Action = Answer | ImageSearch | TextSearch | Malformed
+Action = Answer | ImageSearch | TextSearch | VisitPage | Malformed

@@ -54,9 +54,9 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
     Terminated: ``answered``, or ``out_of_rounds`` without an answer. Never truncated by itself.
 
     ## Information
-    Fixed keys: ``question_id, kind, valid, error, reward_terms, n_image_search, n_text_search, n_tool_errors,
-    n_malformed, n_service_calls, cost_usd, success, stop_reason, round``; numbers are floats, nothing depends on a
-    clock.
+    Fixed keys: ``question_id, kind, valid, error, reward_terms, n_image_search, n_text_search, n_page_visit,
+    n_tool_errors, n_malformed, n_service_calls, cost_usd, success, stop_reason, round``; numbers are floats, nothing
+    depends on a clock.
 
     ## Version history
     v0: first version.
@@ -96,7 +96,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         self.questions = resolve_questions(questions, self.settings.world, self.settings.split)
         self.tools = resolve_tools(tools, self.settings.world)
         self.render_mode = render_mode
-        self.action_space = spaces.action_space()
+        self.action_space = spaces.action_space(self.rules)
         self.observation_space = spaces.observation_space(self.rules)
         self._draw = QuestionDraw(self.questions)
         self._arguments = {"questions": questions, "tools": tools, "render_mode": render_mode, **settings}
@@ -158,7 +158,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         if self.state.ended:
             raise EpisodeError("expected an episode that goes on, got one that ended; call reset first")
         self._expect_rest()
-        return understand(action, self.protocol, self.rules, self.state)
+        return understand(action, self.protocol, self.rules, self.state, self.episode.found_urls)
 
     async def search(self, move: Move) -> SearchResult | ToolError:
         """Second third of a turn, for a move that ``searches``: ask the tool."""
@@ -201,6 +201,8 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
 
     def top_k(self, kind: ActionKind) -> int:
         """How many hits a search of this kind asks for."""
+        if kind is ActionKind.VISIT_PAGE:
+            return 1
         return self.settings.image_top_k if kind is ActionKind.IMAGE_SEARCH else self.settings.text_top_k
 
     # What may be looked at -------------------------------------------------------------------------------------

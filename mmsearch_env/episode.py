@@ -9,12 +9,12 @@ environment carries it out, :func:`advance` enters what came of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch
+from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch, VisitPage
 from mmsearch_env.errors import ConfigError, EpisodeError
 from mmsearch_env.images import Image
 from mmsearch_env.messages import Message
@@ -38,6 +38,9 @@ class RefusalCode(StrEnum):
 
     IMAGE_SEARCH_LIMIT = "image_search_limit"
     TEXT_SEARCH_LIMIT = "text_search_limit"
+    PAGE_VISIT_LIMIT = "page_visit_limit"
+    UNKNOWN_PAGE = "unknown_page"
+    """No search of this episode found a page of this address."""
     ANSWER_REQUIRED = "answer_required"
 
 
@@ -52,7 +55,7 @@ class Outcome(StrEnum):
 
 
 COUNTERS = (
-    *("n_image_search", "n_text_search", "n_tool_errors", "n_malformed"),
+    *("n_image_search", "n_text_search", "n_page_visit", "n_tool_errors", "n_malformed"),
     *("n_service_calls", "cost_usd", "round"),
 )
 """Counters of an episode that ``info`` shows."""
@@ -69,15 +72,18 @@ class Rules:
         max_image_searches: successful image searches allowed; 0 forbids them.
         max_text_searches: successful text searches allowed; 0 forbids them.
         crop: whether an image search may look for a part of the picture; otherwise every box is the full frame.
+        max_page_visits: pages that may be read; 0 forbids it, as in the paper.
     """
 
     max_rounds: int = 3
     max_image_searches: int = 1
     max_text_searches: int = 2
     crop: bool = False
+    max_page_visits: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_rounds", 1), ("max_image_searches", 0), ("max_text_searches", 0)):
+        least_of = {"max_rounds": 1, "max_image_searches": 0, "max_text_searches": 0, "max_page_visits": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
                 raise ConfigError(f"{name}: expected a whole number of {least} to {_MOST}, got {value!r}")
@@ -93,6 +99,7 @@ class EpisodeState:
         round: completions so far.
         n_image_search: image searches that delivered a result.
         n_text_search: text searches that delivered a result.
+        n_page_visit: pages that were read.
         n_tool_errors: searches whose tool failed; they count nowhere else.
         n_malformed: completions that meant no action.
         n_service_calls: calls to services that the searches took; none for what was kept or is embedded.
@@ -105,6 +112,7 @@ class EpisodeState:
     round: int = 0
     n_image_search: int = 0
     n_text_search: int = 0
+    n_page_visit: int = 0
     n_tool_errors: int = 0
     n_malformed: int = 0
     n_service_calls: int = 0
@@ -161,16 +169,26 @@ class EpisodeView:
         return self.rules.max_text_searches - self.state.n_text_search
 
     @property
+    def page_visits_left(self) -> int:
+        """Pages that may still be read."""
+        return self.rules.max_page_visits - self.state.n_page_visit
+
+    @property
     def must_answer(self) -> bool:
         """Whether only an answer is left."""
-        return self.rounds_left <= 1 or self.image_searches_left + self.text_searches_left == 0
+        tools_left = self.image_searches_left + self.text_searches_left + self.page_visits_left
+        return self.rounds_left <= 1 or tools_left == 0
 
     def allows(self, kind: ActionKind) -> bool:
         """Whether an action of this kind would be accepted now."""
         if self.state.ended or kind is ActionKind.ANSWER:
             return not self.state.ended
-        left = self.image_searches_left if kind is ActionKind.IMAGE_SEARCH else self.text_searches_left
-        return self.rounds_left > 1 and left > 0
+        left = {
+            ActionKind.IMAGE_SEARCH: self.image_searches_left,
+            ActionKind.TEXT_SEARCH: self.text_searches_left,
+            ActionKind.VISIT_PAGE: self.page_visits_left,
+        }
+        return self.rounds_left > 1 and left[kind] > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +215,11 @@ class Episode:
     def new_messages(self) -> tuple[Message, ...]:
         """What was said since the player's last turn; empty after the end."""
         return self.conversation[len(self.conversation) - self.n_new :]
+
+    @property
+    def found_urls(self) -> frozenset[str]:
+        """Addresses that the searches so far have found: the only ones that may be visited."""
+        return frozenset(hit.url for result in self.results for hit in result.hits)
 
     def after(
         self, state: EpisodeState, spoken: Message, told: tuple[Message, ...], found: tuple[SearchResult, ...]
@@ -225,14 +248,23 @@ class Snapshot:
     rng_state: Mapping[str, Any]
 
 
-def refusal(rules: Rules, state: EpisodeState, action: Action) -> RefusalCode | None:
-    """Why ``action`` must not be carried out, or None if it may be."""
-    if not isinstance(action, (ImageSearch, TextSearch)):
+def refusal(
+    rules: Rules, state: EpisodeState, action: Action, found_urls: Container[str] = frozenset()
+) -> RefusalCode | None:
+    """Why ``action`` must not be carried out, or None if it may be.
+
+    ``found_urls`` are the pages that may be visited: whoever writes to a page, or to the player, chooses no address.
+    """
+    if not isinstance(action, (ImageSearch, TextSearch, VisitPage)):
         return None
     if state.round + 1 >= rules.max_rounds:
         return RefusalCode.ANSWER_REQUIRED
     if isinstance(action, ImageSearch):
         return RefusalCode.IMAGE_SEARCH_LIMIT if state.n_image_search >= rules.max_image_searches else None
+    if isinstance(action, VisitPage):
+        if state.n_page_visit >= rules.max_page_visits:
+            return RefusalCode.PAGE_VISIT_LIMIT
+        return None if action.url in found_urls else RefusalCode.UNKNOWN_PAGE
     return RefusalCode.TEXT_SEARCH_LIMIT if state.n_text_search >= rules.max_text_searches else None
 
 
@@ -268,6 +300,7 @@ def advance(
         round=state.round + 1,
         n_image_search=state.n_image_search + (searched and isinstance(action, ImageSearch)),
         n_text_search=state.n_text_search + (searched and isinstance(action, TextSearch)),
+        n_page_visit=state.n_page_visit + (searched and isinstance(action, VisitPage)),
         n_tool_errors=state.n_tool_errors + (outcome is Outcome.TOOL_FAILED),
         n_malformed=state.n_malformed + (outcome is Outcome.MALFORMED),
         n_service_calls=state.n_service_calls + cost.calls,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmsearch_env.actions import (
     Malformed,
     MalformedCode,
     TextSearch,
+    VisitPage,
 )
 from mmsearch_env.episode import EpisodeState, EpisodeView, Outcome, RefusalCode, Rules, refusal
 from mmsearch_env.errors import EpisodeError, ToolError
@@ -46,7 +47,7 @@ class Move:
     @property
     def searches(self) -> bool:
         """Whether a tool has to be asked."""
-        return self.refused is None and isinstance(self.action, (ImageSearch, TextSearch))
+        return self.refused is None and isinstance(self.action, (ImageSearch, TextSearch, VisitPage))
 
     @property
     def kind(self) -> str:
@@ -75,11 +76,17 @@ def kind_of(action: Action) -> ActionKind | None:
         return ActionKind.ANSWER
     if isinstance(action, ImageSearch):
         return ActionKind.IMAGE_SEARCH
+    if isinstance(action, VisitPage):
+        return ActionKind.VISIT_PAGE
     return ActionKind.TEXT_SEARCH if isinstance(action, TextSearch) else None
 
 
-def understand(given: object, protocol: Protocol, rules: Rules, state: EpisodeState) -> Move:
+def understand(
+    given: object, protocol: Protocol, rules: Rules, state: EpisodeState, found_urls: Container[str] = frozenset()
+) -> Move:
     """The move a player makes with ``given``: model text, an action, or a member of the action space.
+
+    ``found_urls`` are the pages that may be visited.
 
     Raises:
         EpisodeError: ``given`` is none of the three (a mistake of the calling program, not of a player).
@@ -94,7 +101,7 @@ def understand(given: object, protocol: Protocol, rules: Rules, state: EpisodeSt
     box_ignored = isinstance(action, ImageSearch) and action.bbox != FULL_FRAME and not rules.crop
     if box_ignored:
         action = ImageSearch()
-    return Move(action, text, well_formed, refusal(rules, state, action), box_ignored)
+    return Move(action, text, well_formed, refusal(rules, state, action, found_urls), box_ignored)
 
 
 def reply(protocol: Protocol, move: Move, result: SearchResult | ToolError | None, view: EpisodeView) -> Message:
@@ -117,17 +124,26 @@ def checked(action: Action) -> Action:
         return ImageSearch(clean_bbox(action.bbox))
     if isinstance(action, Malformed):
         return action
-    text = writable(action.text if isinstance(action, Answer) else action.query).strip()
+    text = writable(_written(action)).strip()
     if not text:
         return Malformed(MalformedCode.EMPTY_ACTION, "the text was empty")
     if len(text) > MAX_ACTION_CHARS:
         return Malformed(MalformedCode.TOO_LONG, f"the text held more than {MAX_ACTION_CHARS} characters")
+    if isinstance(action, VisitPage):
+        return VisitPage(text)
     return Answer(text) if isinstance(action, Answer) else TextSearch(text)
 
 
+def _written(action: Answer | TextSearch | VisitPage) -> str:
+    """What the player wrote in an action."""
+    if isinstance(action, VisitPage):
+        return action.url
+    return action.text if isinstance(action, Answer) else action.query
+
+
 def _attempt(given: object) -> Action:
-    if isinstance(given, (Answer, TextSearch)):
-        text = given.text if isinstance(given, Answer) else given.query
+    if isinstance(given, (Answer, TextSearch, VisitPage)):
+        text = _written(given)
         if not isinstance(text, str):
             raise EpisodeError(
                 f"expected a text in {type(given).__name__}, got {type(text).__name__}; see env.action_space"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
-from mmsearch_env.actions import Action, Answer, ImageSearch, TextSearch
+from mmsearch_env.actions import Action, Answer, ImageSearch, TextSearch, VisitPage
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import DataError
 from mmsearch_env.images import clean_bbox
@@ -28,6 +28,7 @@ Type an answer, or search first (searching costs a little):
   /image                        which pages show this picture?
   /image LEFT TOP RIGHT BOTTOM  ... or this part of it, in fractions of width and height (with --crop)
   /text WORDS                   what do pages say about this?
+  /visit ADDRESS                what does this page say? (with --visits)
   /help  /quit
 """
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=_count, default=None, metavar="N", help="stop after N questions")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="messages you have per question (3)")
     parser.add_argument("--crop", action="store_true", help="let /image search for a part of the picture")
+    parser.add_argument("--visits", type=int, default=0, metavar="N", help="pages you may read per question (0)")
     parser.add_argument("--picture", choices=("blocks", "path", "none"), default="blocks", help="how to show pictures")
     parser.add_argument("--prompts", default=str(_FOR_PEOPLE), help="'standard' shows what a model is shown")
     parser.add_argument("--html", type=page_path, metavar="FILE", help="also write the conversation as a web page")
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace, console: Console, read_line: Callable[[],
         prompts=arguments.prompts,
         max_rounds=arguments.rounds,
         crop=arguments.crop,
+        max_page_visits=arguments.visits,
     )
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() a history and cursor keys
@@ -169,6 +172,8 @@ def _meaning(line: str) -> Action | Literal["quit", "help"]:
         return "quit"
     if command in ("/text", "/t") and rest.strip():
         return TextSearch(rest.strip())
+    if command in ("/visit", "/v") and rest.strip():
+        return VisitPage(rest.strip())
     if command in ("/image", "/i"):
         return _image_search(rest)
     if not line or line.startswith("/") or line.casefold() in _FORGOTTEN_SLASH:

@@ -20,7 +20,8 @@ from mmsearch_env.tools.search_tool import SearchTool
 ToolSpec = str | Mapping[str, Any] | SearchTool
 """A tool's name (``"local"``), a JSON-able mapping for ``build_tool``, or the tool itself."""
 
-SEARCH_KINDS = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH)
+SEARCH_KINDS = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH, ActionKind.VISIT_PAGE)
+"""Kinds of action that ask a tool."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +76,8 @@ def resolve_tools(tools: ToolSpec | Mapping[str, ToolSpec] | None, world: str) -
     """One tool per kind of search.
 
     Args:
-        tools: None for the embedded engine; one spec for both kinds; or a mapping from ``image_search`` and
-            ``text_search`` to a spec each. A kind left out is the embedded engine.
+        tools: None for the embedded engine; one spec for both searches; or a mapping from ``image_search``,
+            ``text_search`` and ``visit_page`` to a spec each. A kind left out is the embedded engine.
         world: the spec of the world that embedded tools search.
 
     Raises:
@@ -85,7 +86,8 @@ def resolve_tools(tools: ToolSpec | Mapping[str, ToolSpec] | None, world: str) -
     if isinstance(tools, Mapping) and "name" not in tools:
         by_kind: Mapping[str, Any] = tools
     else:
-        by_kind = dict.fromkeys(SEARCH_KINDS, tools or "local")
+        # A tool that searches does not read pages.
+        by_kind = dict.fromkeys((ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH), tools or "local")
     for name in by_kind:
         if name not in SEARCH_KINDS:
             raise ConfigError(f"tools: expected the keys {' and '.join(SEARCH_KINDS)}, got {name!r}; mend the setting")

@@ -6,7 +6,8 @@ searches charged, f = ``format_weight`` and p = ``search_penalty``:
     multiplicative   R = (1 - f) * a * (1 - p)^n + f * o      MMSearch-R1 (arXiv 2506.20670, section 2.3), the default
     subtractive      R = (1 - f) * a + f * o - p * n          the price is due right or wrong, on the step that searched
 
-n is min(searches, 1) in penalty mode ``once`` (the paper), the number of searches in ``per_call``, 0 in ``none``.
+n is min(searches, 1) in penalty mode ``once`` (the paper), the number of searches in ``per_call``, 0 in ``none``. Pages
+visited are charged in the same way at a price of their own, p_v: another factor (1 - p_v)^m, or another term p_v * m.
 A tool that failed is free. Both forms are written as a sum of three terms, so that nothing is hidden:
 ``total = metric_points + format_points - search_penalty``.
 """
@@ -135,6 +136,7 @@ class RewardRules:
         format_weight: f, in [0, 1].
         search_penalty: p, in [0, 1].
         penalty_mode: ``once``, ``per_call`` or ``none``.
+        visit_penalty: p_v, in [0, 1].
     """
 
     form: str = RewardForm.MULTIPLICATIVE
@@ -142,12 +144,13 @@ class RewardRules:
     format_weight: float = 0.1
     search_penalty: float = 0.1
     penalty_mode: str = PenaltyMode.ONCE
+    visit_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("reward", self.form, tuple(RewardForm))
         _one_of("metric", self.metric, tuple(METRICS))
         _one_of("penalty_mode", self.penalty_mode, tuple(PenaltyMode))
-        for name in ("format_weight", "search_penalty"):
+        for name in ("format_weight", "search_penalty", "visit_penalty"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name}: expected a number in [0, 1], got {value!r}; mend the setting")
@@ -163,18 +166,21 @@ class RewardRules:
             format=form_kept,
             metric_points=metric_points,
             format_points=self.format_weight * form_kept,
-            search_penalty=self._price(metric_points, self._charged_searches(state)),
+            search_penalty=self._price(
+                metric_points, self._charged(state.n_searches), self._charged(state.n_page_visit)
+            ),
         )
 
-    def _charged_searches(self, state: EpisodeState) -> int:
+    def _charged(self, calls: int) -> int:
         if self.penalty_mode == PenaltyMode.NONE:
             return 0
-        return min(state.n_searches, 1) if self.penalty_mode == PenaltyMode.ONCE else state.n_searches
+        return min(calls, 1) if self.penalty_mode == PenaltyMode.ONCE else calls
 
-    def _price(self, metric_points: float, charged: int) -> float:
+    def _price(self, metric_points: float, searches: int, visits: int) -> float:
         if self.form == RewardForm.SUBTRACTIVE:
-            return self.search_penalty * float(charged)
-        return metric_points * (1.0 - (1.0 - self.search_penalty) ** charged)
+            return self.search_penalty * float(searches) + self.visit_penalty * float(visits)
+        left = (1.0 - self.search_penalty) ** searches * (1.0 - self.visit_penalty) ** visits
+        return metric_points * (1.0 - left)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mmsearch_env.actions import Action, ImageSearch, TextSearch
+from mmsearch_env.actions import Action, ImageSearch, TextSearch, VisitPage
 from mmsearch_env.errors import BudgetError, EpisodeError, ToolError, ToolTimeout
 from mmsearch_env.images import Image
 from mmsearch_env.net.metering import metered
 from mmsearch_env.questions import Question
 from mmsearch_env.rendering import plain
-from mmsearch_env.tools.search_tool import Cost, Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
+from mmsearch_env.tools.search_tool import Cost, Hit, ImageQuery, PageQuery, Query, SearchResult, SearchTool, TextQuery
 
 _HIT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "title": (str,),
@@ -32,6 +32,8 @@ def query_of(action: Action, question: Question, image: Image) -> Query:
         return ImageQuery(image, action.bbox, question.id, question.text)
     if isinstance(action, TextSearch):
         return TextQuery(action.query, question.id, question.text)
+    if isinstance(action, VisitPage):
+        return PageQuery(action.url, question.id, question.text)
     raise EpisodeError(f"expected a search, got {type(action).__name__}; finish the turn without a tool")
 
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8600, help="port to listen at; 0 for any (%(default)s)")
     parser.add_argument("--text", default="local", metavar="BACKEND", help="name or JSON of the text search (local)")
     parser.add_argument("--image", default="local", metavar="BACKEND", help="name or JSON of the image search (local)")
+    parser.add_argument("--pages", default="local", metavar="BACKEND", help="name or JSON of the page reader (local)")
     parser.add_argument("--world", default="atlas", help="what local back ends search (atlas)")
     parser.add_argument("--token-file", type=Path, help=f"file with the token clients show, else ${TOKEN_VARIABLE}")
     parser.add_argument("--max-searches", type=int, default=256, help="searches at once (%(default)s)")
@@ -61,6 +62,7 @@ async def _serve(arguments: argparse.Namespace, settings: ServerSettings, consol
     tools = {
         ActionKind.TEXT_SEARCH: build_tool(ActionKind.TEXT_SEARCH, parsed_backend(arguments.text), world),
         ActionKind.IMAGE_SEARCH: build_tool(ActionKind.IMAGE_SEARCH, parsed_backend(arguments.image), world),
+        ActionKind.VISIT_PAGE: build_tool(ActionKind.VISIT_PAGE, parsed_backend(arguments.pages), world),
     }
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,11 +26,13 @@ class EnvSettings:
         max_image_searches: successful image searches allowed.
         max_text_searches: successful text searches allowed.
         crop: whether an image search may look for a part of the picture.
+        max_page_visits: pages found by a search that may be read; 0, as in the paper, for none.
         reward: ``"multiplicative"`` or ``"subtractive"``; the equations stand in :mod:`mmsearch_env.rewards`.
         metric: ``"exact_match"``, ``"sub_match"`` or ``"f1"``.
         format_weight: share of the reward that is for the form, in [0, 1].
         search_penalty: price of searching, in [0, 1].
         penalty_mode: ``"once"``, ``"per_call"`` or ``"none"``.
+        visit_penalty: price of reading a page, in [0, 1].
         image_top_k: hits asked for per image search.
         text_top_k: hits asked for per text search.
         tool_timeout_s: seconds after which a search counts as failed.
@@ -45,11 +47,13 @@ class EnvSettings:
     max_image_searches: int = 1
     max_text_searches: int = 2
     crop: bool = False
+    max_page_visits: int = 0
     reward: str = RewardForm.MULTIPLICATIVE.value
     metric: str = "exact_match"
     format_weight: float = 0.1
     search_penalty: float = 0.1
     penalty_mode: str = PenaltyMode.ONCE.value
+    visit_penalty: float = 0.0
     image_top_k: int = 5
     text_top_k: int = 5
     tool_timeout_s: float = 30.0
@@ -81,9 +85,16 @@ class EnvSettings:
     @property
     def rules(self) -> Rules:
         """The limits of an episode. Raises ConfigError."""
-        return Rules(self.max_rounds, self.max_image_searches, self.max_text_searches, self.crop)
+        return Rules(self.max_rounds, self.max_image_searches, self.max_text_searches, self.crop, self.max_page_visits)
 
     @property
     def reward_rules(self) -> RewardRules:
         """How an episode is rewarded. Raises ConfigError."""
-        return RewardRules(self.reward, self.metric, self.format_weight, self.search_penalty, self.penalty_mode)
+        return RewardRules(
+            self.reward,
+            self.metric,
+            self.format_weight,
+            self.search_penalty,
+            self.penalty_mode,
+            self.visit_penalty,
+        )

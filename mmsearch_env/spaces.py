@@ -1,6 +1,7 @@
 """Gymnasium spaces of the environment, and what their members mean.
 
     action        Dict(kind=Discrete(3) [answer, image_search, text_search], text=UnicodeText, bbox=Box(4) in [0, 1])
+                  kind=Discrete(4) with visit_page, whose text is the address, where pages may be visited
     observation   Dict(content=Sequence(OneOf(UnicodeText, ImageSpace)), speaker=Sequence(Discrete(2)), counters ...)
 
 Every member of the action space can be executed: a bad box becomes the full frame, an empty text is malformed.
@@ -17,14 +18,14 @@ from gymnasium import spaces
 from gymnasium.error import CustomSpaceError
 from gymnasium.vector.utils import create_shared_memory
 
-from mmsearch_env.actions import MAX_ACTION_CHARS, Action, ActionKind, Answer, ImageSearch, TextSearch
+from mmsearch_env.actions import MAX_ACTION_CHARS, Action, ActionKind, Answer, ImageSearch, TextSearch, VisitPage
 from mmsearch_env.episode import EpisodeState, Rules
 from mmsearch_env.errors import EpisodeError
 from mmsearch_env.images import FULL_FRAME, MAX_PIXELS, Image, clean_bbox
 from mmsearch_env.messages import ImagePart, Message, Part, TextPart
 
 ACTION_KINDS = tuple(ActionKind)
-"""The kinds in the order of ``Discrete(3)``."""
+"""The kinds in the order of ``Discrete``; the last is there only where pages may be visited."""
 MAX_PART_CHARS = 1_000_000
 """Longest text part of an observation, in characters; a longer one is cut."""
 MAX_SIDE_PIXELS = MAX_PIXELS
@@ -128,10 +129,10 @@ create_shared_memory.register(UnicodeText, _refuse_shared_memory)
 create_shared_memory.register(ImageSpace, _refuse_shared_memory)
 
 
-def action_space() -> spaces.Dict:
+def action_space(rules: Rules) -> spaces.Dict:
     """What a player can do, as data."""
     return spaces.Dict(
-        kind=spaces.Discrete(len(ACTION_KINDS)),
+        kind=spaces.Discrete(len(ACTION_KINDS) if rules.max_page_visits else len(ACTION_KINDS) - 1),
         text=UnicodeText(MAX_ACTION_CHARS),
         bbox=spaces.Box(0.0, 1.0, (4,), np.float32),
     )
@@ -139,17 +140,21 @@ def action_space() -> spaces.Dict:
 
 def observation_space(rules: Rules) -> spaces.Dict:
     """What a player sees: the parts of this turn (or of the whole conversation) and the limits that remain."""
-    return spaces.Dict(
-        content=spaces.Sequence(spaces.OneOf((UnicodeText(MAX_PART_CHARS), ImageSpace()))),
-        speaker=spaces.Sequence(spaces.Discrete(2)),
-        round=spaces.Discrete(rules.max_rounds + 1),
-        image_searches_left=spaces.Discrete(rules.max_image_searches + 1),
-        text_searches_left=spaces.Discrete(rules.max_text_searches + 1),
-    )
+    members: dict[str, spaces.Space[Any]] = {
+        "content": spaces.Sequence(spaces.OneOf((UnicodeText(MAX_PART_CHARS), ImageSpace()))),
+        "speaker": spaces.Sequence(spaces.Discrete(2)),
+        "round": spaces.Discrete(rules.max_rounds + 1),
+        "image_searches_left": spaces.Discrete(rules.max_image_searches + 1),
+        "text_searches_left": spaces.Discrete(rules.max_text_searches + 1),
+    }
+    if rules.max_page_visits:
+        members["page_visits_left"] = spaces.Discrete(rules.max_page_visits + 1)
+    return spaces.Dict(members)
 
 
 def observation(messages: Sequence[Message], rules: Rules, state: EpisodeState) -> dict[str, Any]:
     """Messages and counters as a member of :func:`observation_space`. Every array is a fresh copy."""
+    visits = {"page_visits_left": np.int64(rules.max_page_visits - state.n_page_visit)} if rules.max_page_visits else {}
     spoken = [(part, message.role) for message in messages for part in message.parts]
     return {
         "content": tuple(_member(part) for part, _ in spoken),
@@ -157,6 +162,7 @@ def observation(messages: Sequence[Message], rules: Rules, state: EpisodeState) 
         "round": np.int64(state.round),
         "image_searches_left": np.int64(rules.max_image_searches - state.n_image_search),
         "text_searches_left": np.int64(rules.max_text_searches - state.n_text_search),
+        **visits,
     }
 
 
@@ -190,6 +196,8 @@ def to_action(member: Mapping[str, Any]) -> Action:
     text = member.get("text", "")
     if not isinstance(text, str):
         raise EpisodeError(f"expected a string under 'text', got {type(text).__name__}; see env.action_space")
+    if kind is ActionKind.VISIT_PAGE:
+        return VisitPage(text)
     return Answer(text) if kind is ActionKind.ANSWER else TextSearch(text)
 
 
@@ -201,7 +209,9 @@ def _kind(member: Mapping[str, Any]) -> ActionKind:
         return ActionKind(kind)
     if not isinstance(kind, str) and np.ndim(kind) == 0 and kind in range(len(ACTION_KINDS)):
         return ACTION_KINDS[int(kind)]
-    raise EpisodeError(f"expected a kind of 0, 1, 2 or {', '.join(ACTION_KINDS)}, got {kind!r}; see env.action_space")
+    raise EpisodeError(
+        f"expected a kind of 0, 1, 2, 3 or {', '.join(ACTION_KINDS)}, got {kind!r}; see env.action_space"
+    )
 
 
 def _member(part: Part) -> tuple[int, Any]:

@@ -82,6 +82,7 @@ class EnvConfig:
     max_image_searches: Annotated[int, About("Image searches allowed.", "searches", low=0)] = 1
     max_text_searches: Annotated[int, About("Text searches allowed.", "searches", low=0)] = 2
     crop: Annotated[bool, About("Whether an image search may look for a part of the picture.")] = False
+    max_page_visits: Annotated[int, About("Pages found by a search that may be read; 0 for none.", "pages", low=0)] = 0
     reward: Annotated[
         Literal["multiplicative", "subtractive"], About("How the answer and the price of searching are combined.")
     ] = "multiplicative"
@@ -95,6 +96,7 @@ class EnvConfig:
     penalty_mode: Annotated[Literal["once", "per_call", "none"], About("Which successful searches are charged.")] = (
         "once"
     )
+    visit_penalty: Annotated[float, About("Price of reading a page.", "reward", low=0, high=1)] = 0.0
     image_top_k: Annotated[int, About("Hits shown per image search.", "hits", low=1)] = 5
     text_top_k: Annotated[int, About("Hits shown per text search.", "hits", low=1)] = 5
     tool_timeout_s: Annotated[float, About("A search that takes longer counts as failed.", "seconds", above=0)] = 30.0

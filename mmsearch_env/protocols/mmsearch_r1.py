@@ -4,6 +4,7 @@
         <search><img></search>                       search with the whole picture
         <search><img>x0,y0,x1,y1</search>            search with a part of it, as fractions of width and height
         <text_search>...</text_search>               search with words
+        <visit>...</visit>                           read a page that was found, by its address (beyond the paper)
         <answer>...</answer>                         answer and end the episode
 
 What a tool found comes back inside ``<information>...</information>``. Reading is lenient (capitals, spaces inside a
@@ -26,6 +27,7 @@ from mmsearch_env.actions import (
     Malformed,
     MalformedCode,
     TextSearch,
+    VisitPage,
 )
 from mmsearch_env.episode import EpisodeState, EpisodeView, RefusalCode, Rules
 from mmsearch_env.images import FULL_FRAME, Image, clean_bbox
@@ -39,18 +41,19 @@ MAX_TITLE_CHARS = 300
 MAX_SNIPPET_CHARS = 8_000
 """Longest passage shown, in characters."""
 
-_NAMES = "reason|search|img|text_search|information|answer"
+_NAMES = "reason|search|img|text_search|visit|information|answer"
 # One expression reads tags and one disarms them; the second matches whatever the first does, and tags left open.
 _TAG = re.compile(rf"<\s*(?:/\s*)?(?:{_NAMES})\s*>", re.IGNORECASE)
 _TAG_START = re.compile(rf"<(?=\s*(?:/\s*)?(?:{_NAMES})(?![a-z0-9_]))", re.IGNORECASE)
 _REASON_OPENING = re.compile(r"<\s*reason\s*>", re.IGNORECASE)
 _REASON_CLOSING = re.compile(r"<\s*/\s*reason\s*>", re.IGNORECASE)
-_OPENING = re.compile(r"<\s*(search|text_search|answer)\s*>", re.IGNORECASE)
+_OPENING = re.compile(r"<\s*(search|text_search|visit|answer)\s*>", re.IGNORECASE)
 _IMAGE_ARGUMENT = re.compile(r"\s*<\s*img\s*>(?:\s*<\s*/\s*img\s*>)?\s*(.*)", re.IGNORECASE | re.DOTALL)
 
 _FORMS = (
     ("<reason>", "</reason>", "<search>", "<img>", "</search>"),
     ("<reason>", "</reason>", "<text_search>", "</text_search>"),
+    ("<reason>", "</reason>", "<visit>", "</visit>"),
     ("<reason>", "</reason>", "<answer>", "</answer>"),
 )
 
@@ -95,6 +98,8 @@ class MMSearchR1:
                 return f"<answer>{self.neutralise(text)}</answer>"
             case TextSearch(query):
                 return f"<text_search>{self.neutralise(query)}</text_search>"
+            case VisitPage(url):
+                return f"<visit>{self.neutralise(url)}</visit>"
             case ImageSearch(bbox):
                 box = "" if bbox == FULL_FRAME else ",".join(f"{value:g}" for value in bbox)
                 return f"<search><img>{box}</search>"
@@ -115,12 +120,16 @@ class MMSearchR1:
             **counters,
             "question": self.neutralise(question.text),
             "crop": "\n" + self.prompts.crop.fill(counters) if rules.crop else "",
+            "visit": "\n" + self.prompts.visit.fill(counters) if rules.max_page_visits else "",
         }
         return (_user(*self.prompts.first.parts(values, image), *self._next_step(view, None)),)
 
     def result_message(self, kind: ActionKind, result: SearchResult, view: EpisodeView) -> Message:
         """The hits inside the information tags, then what to do next."""
-        template = self.prompts.image_hit if kind is ActionKind.IMAGE_SEARCH else self.prompts.text_hit
+        template = {
+            ActionKind.IMAGE_SEARCH: self.prompts.image_hit,
+            ActionKind.VISIT_PAGE: self.prompts.page,
+        }.get(kind, self.prompts.text_hit)
         body: list[Part] = []
         for rank, hit in enumerate(result.hits, start=1):
             body += [TextPart("\n")] if body else []
@@ -153,7 +162,10 @@ class MMSearchR1:
             "snippet": hit.snippet[:MAX_SNIPPET_CHARS],
             "url": _one_line(hit.url),
         }
-        return template.parts(values, hit.thumbnail)
+        # Whoever may visit a page has to see its address.
+        is_hidden = view.rules.max_page_visits > 0 and "$url" not in template.text
+        address = (TextPart(f" ({values['url']})"),) if is_hidden else ()
+        return (*template.parts(values, hit.thumbnail), *address)
 
     def _information(self, body: list[Part]) -> tuple[Part, ...]:
         """The body between information tags; disarmed after joining, so that no two hits make a tag together."""
@@ -164,7 +176,7 @@ class MMSearchR1:
 
     def _after(self, kind: ActionKind, view: EpisodeView) -> Prompt | None:
         """What is said after hits of this kind; nothing where it would invite to a search that is not allowed."""
-        if kind is ActionKind.TEXT_SEARCH:
+        if kind in (ActionKind.TEXT_SEARCH, ActionKind.VISIT_PAGE):
             return self.prompts.after_text_search
         return self.prompts.after_image_search if view.allows(ActionKind.TEXT_SEARCH) else None
 
@@ -197,6 +209,8 @@ def _action(name: str, argument: str) -> Action:
         return Answer(argument)
     if name == "text_search":
         return TextSearch(argument)
+    if name == "visit":
+        return VisitPage(argument)
     image = _IMAGE_ARGUMENT.fullmatch(argument)
     if image is None:
         return Malformed(MalformedCode.BAD_ARGUMENT, "<search> takes <img>; to search with words use <text_search>")
@@ -237,4 +251,6 @@ def _counters(view: EpisodeView) -> Mapping[str, object]:
         "rounds_left": view.rounds_left,
         "image_searches_left": view.image_searches_left,
         "text_searches_left": view.text_searches_left,
+        "max_page_visits": view.rules.max_page_visits,
+        "page_visits_left": view.page_visits_left,
     }

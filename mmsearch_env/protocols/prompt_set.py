@@ -28,15 +28,19 @@ COUNTERS = (
     "rounds_left",
     "image_searches_left",
     "text_searches_left",
+    "max_page_visits",
+    "page_visits_left",
 )
 """Numbers any prompt may show."""
 
 PROMPT_FILES: Mapping[str, tuple[str, ...]] = {
-    "first": ("question", "image", "crop"),
+    "first": ("question", "image", "crop", "visit"),
     "crop": (),
+    "visit": (),
     "crop_ignored": (),
     "image_hit": ("image", "title", "url", "rank"),
     "text_hit": ("title", "snippet", "url", "rank"),
+    "page": ("title", "snippet", "url", "rank"),
     "no_hits": ("kind",),
     "after_image_search": (),
     "after_text_search": (),
@@ -46,6 +50,8 @@ PROMPT_FILES: Mapping[str, tuple[str, ...]] = {
     "tool_failed": ("kind",),
 }
 """Every file of a prompt set (without ``.txt``) and the names it may use."""
+OPTIONAL_FILES = ("visit", "page")
+"""Files that a set may lack; it then has the standard set's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +81,11 @@ class PromptSet:
     Attributes:
         first: the question, at reset.
         crop: how to search for a part of the picture; stands where ``first`` says ``$crop`` when the rules allow it.
+        visit: how to read a page; stands where ``first`` says ``$visit`` when the rules allow it.
         crop_ignored: said when a part was asked for and the whole was searched.
         image_hit: one hit of an image search.
         text_hit: one hit of a text search.
+        page: a page that was read.
         no_hits: said in place of hits.
         after_image_search: what to do next, after an image search.
         after_text_search: what to do next, after a text search.
@@ -89,9 +97,11 @@ class PromptSet:
 
     first: Prompt
     crop: Prompt
+    visit: Prompt
     crop_ignored: Prompt
     image_hit: Prompt
     text_hit: Prompt
+    page: Prompt
     no_hits: Prompt
     after_image_search: Prompt
     after_text_search: Prompt
@@ -111,7 +121,16 @@ def load_prompts(spec: str) -> PromptSet:
     folder: Traversable = resources.files("mmsearch_env") / "prompts" / spec if spec in BUNDLED else Path(spec)
     if not folder.is_dir():
         raise ConfigError(f"prompts: expected one of {', '.join(BUNDLED)} or a folder of .txt files, got {spec!r}")
-    return PromptSet(**{field.name: _read_prompt(folder, field.name) for field in fields(PromptSet)})
+    standard = resources.files("mmsearch_env") / "prompts" / "standard"
+    return PromptSet(
+        **{
+            field.name: _read_prompt(
+                standard if field.name in OPTIONAL_FILES and not (folder / f"{field.name}.txt").is_file() else folder,
+                field.name,
+            )
+            for field in fields(PromptSet)
+        }
+    )
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -2,6 +2,7 @@
 
 POST /v1/text_search    POST /v1/image_search      one query
 POST /v1/text_searches  POST /v1/image_searches    several at once; a failed one spoils no other
+POST /v1/visit_page                                what a page says
 POST /retrieve                                     Search-R1's protocol
 GET  /  /openapi.json  /healthz  /metrics
 """
@@ -29,7 +30,7 @@ from mmsearch_env.server.checking import BadRequest, BodyChecker
 from mmsearch_env.server.measuring import Measures
 from mmsearch_env.server.openapi import document
 from mmsearch_env.tools.search_tool import Query, SearchResult, SearchTool, TextQuery
-from mmsearch_env.tools.web.wire import image_query, result_to_json, text_query
+from mmsearch_env.tools.web.wire import image_query, page_query, result_to_json, text_query
 
 _OPEN_PATHS = frozenset({"/healthz"})
 """Served without a token: a load balancer has none."""
@@ -77,6 +78,7 @@ class SearchServer:
         )
         app.router.add_post("/v1/text_search", self._one(ActionKind.TEXT_SEARCH, text_query))
         app.router.add_post("/v1/image_search", self._one(ActionKind.IMAGE_SEARCH, image_query))
+        app.router.add_post("/v1/visit_page", self._one(ActionKind.VISIT_PAGE, page_query))
         app.router.add_post("/v1/text_searches", self._many(ActionKind.TEXT_SEARCH, text_query))
         app.router.add_post("/v1/image_searches", self._many(ActionKind.IMAGE_SEARCH, image_query))
         app.router.add_post("/retrieve", self._retrieve)

@@ -37,6 +37,7 @@ IMAGE_QUERY = _object(
     },
     "image",
 )
+PAGE_QUERY = _object({"url": {"type": "string", "maxLength": MAX_TEXT}, **_ABOUT}, "url")
 HIT = _object(
     {
         "title": {"type": "string"},
@@ -95,22 +96,32 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/text_searches": _many("TextQuery"),
     "/v1/image_search": _single("ImageQuery"),
     "/v1/image_searches": _many("ImageQuery"),
+    "/v1/visit_page": _object({"query": {"$ref": "#/components/schemas/PageQuery"}, "top_k": _TOP_K}, "query"),
     "/retrieve": RETRIEVE,
 }
 """Path -> schema of the body that is posted there."""
-SCHEMAS = {"TextQuery": TEXT_QUERY, "ImageQuery": IMAGE_QUERY, "Hit": HIT, "Result": RESULT, "Error": ERROR}
+SCHEMAS = {
+    "TextQuery": TEXT_QUERY,
+    "ImageQuery": IMAGE_QUERY,
+    "PageQuery": PAGE_QUERY,
+    "Hit": HIT,
+    "Result": RESULT,
+    "Error": ERROR,
+}
 
 _SUMMARIES = {
     "/v1/text_search": "Pages about some words",
     "/v1/text_searches": "The same for several queries",
     "/v1/image_search": "Pages that show a picture",
     "/v1/image_searches": "The same for several pictures",
+    "/v1/visit_page": "What one page says",
     "/retrieve": "The protocol of Search-R1's retrieval server",
 }
 _PASSAGES = {"type": "array", "items": {"type": "array", "items": {"type": "object"}}}
 _REPLIES = {
     "/v1/text_search": RESULT,
     "/v1/image_search": RESULT,
+    "/v1/visit_page": RESULT,
     "/v1/text_searches": _object({"results": {"type": "array", "items": {"anyOf": [RESULT, ERROR]}}}, "results"),
     "/v1/image_searches": _object({"results": {"type": "array", "items": {"anyOf": [RESULT, ERROR]}}}, "results"),
     "/retrieve": _object({"result": _PASSAGES}, "result"),

@@ -17,7 +17,7 @@ from mmsearch_env.worlds.world import World
 
 __all__ = ["Hit", "ImageQuery", "Query", "SearchResult", "SearchTool", "TextQuery", "build_tool", "tool_names"]
 
-_SEARCHES = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH)
+_SEARCHES = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH, ActionKind.VISIT_PAGE)
 
 
 def build_tool(kind: ActionKind, spec: str | Mapping[str, Any], world: World | None = None) -> SearchTool:
@@ -53,6 +53,10 @@ def _local(kind: ActionKind, world: World | None, *, cache_dir: str | None = Non
     if world is None:
         raise ConfigError(f"tool 'local' for {kind}: expected a world to search, got none; name one or another tool")
     folder = None if cache_dir is None else Path(cache_dir)
+    if kind is ActionKind.VISIT_PAGE:
+        from mmsearch_env.tools.local.page_reader import LocalPages
+
+        return LocalPages(world.pages)
     if kind is ActionKind.IMAGE_SEARCH:
         from mmsearch_env.tools.local.image_index import LocalImageSearch
 
@@ -96,6 +100,15 @@ def _replay(
     return ReplaySearch(Path(path).expanduser(), miss=policy, live=asked)
 
 
+def _reader(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:
+    """A reader of the web's pages."""
+    from mmsearch_env.tools.web.build import build_page_tool
+
+    if kind is not ActionKind.VISIT_PAGE:
+        raise ConfigError(f"tool 'reader': expected {ActionKind.VISIT_PAGE}, got {kind}; name a tool that searches")
+    return build_page_tool(settings)
+
+
 def _server(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:
     """A search server, which has tools of its own."""
     from mmsearch_env.tools.web.build import build_server_tool
@@ -122,6 +135,7 @@ _BUILDERS: Mapping[str, Callable[..., SearchTool]] = {
     "fake": _fake,
     "none": _none,
     "replay": _replay,
+    "reader": _reader,
     "server": _server,
     **{name: _web(name) for name in WEB_TOOLS},
 }

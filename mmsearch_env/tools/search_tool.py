@@ -31,7 +31,17 @@ class ImageQuery:
     question_text: str = ""
 
 
-Query = TextQuery | ImageQuery
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """A page to read. The result is one hit: its title, its address, and what it says as the snippet."""
+
+    url: str
+    question_id: str = ""
+    question_text: str = ""
+
+
+Query = TextQuery | ImageQuery | PageQuery
+"""What a tool may be asked."""
 
 
 @dataclass(frozen=True, slots=True)

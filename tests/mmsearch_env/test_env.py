@@ -36,6 +36,7 @@ INFO_KEYS = {
     "reward_terms",
     "n_image_search",
     "n_text_search",
+    "n_page_visit",
     "n_tool_errors",
     "n_malformed",
     "n_service_calls",

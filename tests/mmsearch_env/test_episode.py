@@ -38,6 +38,7 @@ def test_a_whole_episode() -> None:
     assert state.counts == {
         "n_image_search": 1.0,
         "n_text_search": 1.0,
+        "n_page_visit": 0.0,
         "n_tool_errors": 0.0,
         "n_malformed": 0.0,
         "n_service_calls": 0.0,
@@ -105,7 +106,7 @@ def test_action_and_outcome_belong_together() -> None:
 def test_view_says_what_is_left(question: Question) -> None:
     fresh = EpisodeView(question, Rules(), EpisodeState())
     assert (fresh.rounds_left, fresh.image_searches_left, fresh.text_searches_left) == (3, 1, 2)
-    assert all(fresh.allows(kind) for kind in ActionKind)
+    assert [kind for kind in ActionKind if not fresh.allows(kind)] == [ActionKind.VISIT_PAGE]
     assert not fresh.must_answer
     last = EpisodeView(question, Rules(), EpisodeState(round=2))
     assert last.must_answer

@@ -48,6 +48,7 @@ async def serving(
     text: SearchTool | None = None, image: SearchTool | None = None, **limits: Any
 ) -> AsyncIterator[tuple[str, SearchServer]]:
     tools = {ActionKind.TEXT_SEARCH: text or FakeSearch([FOUND]), ActionKind.IMAGE_SEARCH: image or FakeSearch([FOUND])}
+    tools[ActionKind.VISIT_PAGE] = build_tool(ActionKind.VISIT_PAGE, "local", load_world("atlas"))
     server = SearchServer(tools, ServerSettings(**limits))
     runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()

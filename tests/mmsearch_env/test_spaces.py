@@ -61,7 +61,7 @@ def test_image_space_holds_pictures_of_any_size() -> None:
         space.sample(mask=1)
 
 
-@pytest.mark.parametrize("space", [action_space(), observation_space(Rules())], ids=["action", "observation"])
+@pytest.mark.parametrize("space", [action_space(Rules()), observation_space(Rules())], ids=["action", "observation"])
 def test_members_survive_json_and_spaces_a_pickle(space: gym_spaces.Dict) -> None:
     space.seed(3)
     samples = [space.sample() for _ in range(5)]
@@ -78,7 +78,7 @@ def test_shared_memory_is_refused_loudly(space: gym_spaces.Space[Any]) -> None:
 
 
 def test_every_sampled_action_means_something_and_kinds_can_be_masked() -> None:
-    space = action_space()
+    space = action_space(Rules())
     space.seed(5)
     kinds = {type(to_action(space.sample())) for _ in range(40)}
     assert kinds == {Answer, ImageSearch, TextSearch}
@@ -105,7 +105,7 @@ def test_what_a_member_means(member: dict[str, Any], action: Any) -> None:
 
 @pytest.mark.parametrize(
     "member",
-    [{}, {"kind": 3}, {"kind": -1}, {"kind": "buy"}, {"kind": [0, 1]}, {"kind": 0, "text": b"x"}, {"kind": 0.5}],
+    [{}, {"kind": 4}, {"kind": -1}, {"kind": "buy"}, {"kind": [0, 1]}, {"kind": 0, "text": b"x"}, {"kind": 0.5}],
 )
 def test_what_is_no_member_is_the_callers_mistake(member: dict[str, Any]) -> None:
     with pytest.raises(EpisodeError, match="expected"):

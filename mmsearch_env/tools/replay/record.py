@@ -21,7 +21,7 @@ from mmsearch_env.actions import ActionKind
 from mmsearch_env.cache.keys import canonical_text
 from mmsearch_env.errors import ConfigError, DataError
 from mmsearch_env.images import FULL_FRAME, Image
-from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult
+from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, TextQuery
 from mmsearch_env.tools.web.pictures import as_jpeg
 
 CALLS, PICTURES = "calls.jsonl", "pictures"
@@ -61,8 +61,10 @@ class RecordedCall:
 
 def keys_of(query: Query) -> list[Key]:
     """The keys under which a search may stand in a record, the surest first."""
-    if not isinstance(query, ImageQuery):
+    if isinstance(query, TextQuery):
         return [(ActionKind.TEXT_SEARCH.value, canonical_text(query.text))]
+    if isinstance(query, PageQuery):
+        return [(ActionKind.VISIT_PAGE.value, query.url)]
     box = json.dumps([round(side, 4) for side in query.bbox])
     keys: list[Key] = [(ActionKind.IMAGE_SEARCH.value, query.image.digest, box)]
     if query.question_id and query.bbox == FULL_FRAME:
@@ -145,6 +147,8 @@ class Recorder:
                 "kind": ActionKind.IMAGE_SEARCH.value,
                 "query": {"image": query.image.digest, "bbox": list(query.bbox)},
             }
+        elif isinstance(query, PageQuery):
+            line |= {"kind": ActionKind.VISIT_PAGE.value, "query": {"url": query.url}}
         else:
             line |= {"kind": ActionKind.TEXT_SEARCH.value, "query": {"text": canonical_text(query.text)}}
         self.write_line(line, call)
@@ -189,6 +193,8 @@ def _keys(line: Mapping[str, Any]) -> list[Key]:
     kind, query = ActionKind(line["kind"]), line["query"]
     if kind is ActionKind.TEXT_SEARCH:
         return [(kind.value, canonical_text(query["text"]))]
+    if kind is ActionKind.VISIT_PAGE:
+        return [(kind.value, str(query["url"]))]
     keys: list[Key] = []
     box = [round(float(side), 4) for side in query.get("bbox", FULL_FRAME)]
     if "image" in query:

@@ -31,6 +31,7 @@ from mmsearch_env.tools.web.searxng import SearxngSearch
 from mmsearch_env.tools.web.serpapi import SerpApiGoogle, SerpApiLens
 from mmsearch_env.tools.web.serper import SerperSearch
 from mmsearch_env.tools.web.tavily import TavilySearch
+from mmsearch_env.tools.web.web_pages import WebPages
 from mmsearch_env.tools.web.web_search import Service, WebImageSearch, WebTextSearch
 
 T = TypeVar("T")
@@ -76,9 +77,10 @@ def build_web_tool(kind: ActionKind, name: str, settings: Mapping[str, Any]) -> 
     Raises:
         ConfigError: the service has no such search, a setting is unknown or wrong, or there is no key.
     """
-    engines = _IMAGE_ENGINES if kind is ActionKind.IMAGE_SEARCH else _TEXT_ENGINES
+    engines = {ActionKind.IMAGE_SEARCH: _IMAGE_ENGINES, ActionKind.TEXT_SEARCH: _TEXT_ENGINES}.get(kind, {})
     if name not in engines:
-        raise ConfigError(f"tool {name!r}: expected a service with {kind}, got one without; use {', '.join(engines)}")
+        others = ", ".join(engines) or "reader"
+        raise ConfigError(f"tool {name!r}: expected a service with {kind}, got one without; use {others}")
     given = _made(WebSettings, settings, f"tool {name!r}")
     budget = _budget(given.budget, f"tool {name!r}, budget")
     engine = engines[name](given, _made(ServiceLimits, given.limits, f"tool {name!r}, limits"))
@@ -152,6 +154,19 @@ _TEXT_ENGINES: Mapping[str, _EngineBuilder] = {
 _IMAGE_ENGINES: Mapping[str, _EngineBuilder] = {"serpapi": _serpapi_lens}
 WEB_TOOLS = tuple(dict.fromkeys([*_TEXT_ENGINES, *_IMAGE_ENGINES]))
 """Names that :func:`build_web_tool` knows."""
+
+
+def build_page_tool(settings: Mapping[str, Any]) -> SearchTool:
+    """A reader of pages, from those of :class:`WebSettings` that concern one. Raises ConfigError."""
+    names = ("reader", "summariser", "cache_dir", "budget", "fetch")
+    given = _made(WebSettings, {"reader": "local", **_known(settings, names, "tool 'reader'")}, "tool 'reader'")
+    budget = _budget(given.budget, "tool 'reader', budget")
+    policy = _made(FetchPolicy, _tuples(given.fetch), "tool 'reader', fetch")
+    reader = _reader(given.reader, policy, budget)
+    if reader is None:
+        raise ConfigError("tool 'reader': expected local or jina as reader, got none")
+    cache = None if given.cache_dir is None else ToolCache(Path(given.cache_dir).expanduser())
+    return WebPages(reader, _summariser(given.summariser, reader, budget), Answers(cache))
 
 
 def build_server_tool(settings: Mapping[str, Any]) -> SearchTool:

@@ -6,9 +6,15 @@ from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ImageError, ServiceCode, ServiceError, ToolError, ToolTimeout
 from mmsearch_env.net.client import Call, HttpClient, Key, Reply
 from mmsearch_env.net.secret import Secret
-from mmsearch_env.tools.search_tool import Query, SearchResult, TextQuery
+from mmsearch_env.tools.search_tool import ImageQuery, PageQuery, Query, SearchResult, TextQuery
 from mmsearch_env.tools.web.engine import endpoint, retry_after, status_error
 from mmsearch_env.tools.web.wire import query_to_json, result_from_json
+
+_KINDS: dict[type[Query], ActionKind] = {
+    TextQuery: ActionKind.TEXT_SEARCH,
+    ImageQuery: ActionKind.IMAGE_SEARCH,
+    PageQuery: ActionKind.VISIT_PAGE,
+}
 
 
 class ServerSearch:
@@ -26,12 +32,12 @@ class ServerSearch:
         self._key = None if secret is None else Key(secret, "header", "Authorization", "Bearer ")
         self._urls = {
             kind: endpoint(base_url, f"/v1/{kind.value}", with_key=secret is not None)
-            for kind in (ActionKind.TEXT_SEARCH, ActionKind.IMAGE_SEARCH)
+            for kind in (ActionKind.TEXT_SEARCH, ActionKind.IMAGE_SEARCH, ActionKind.VISIT_PAGE)
         }
 
     async def search(self, query: Query, *, top_k: int) -> SearchResult:
         """What the server's tool finds. Raises ToolError: also what the server's tool raised."""
-        kind = ActionKind.TEXT_SEARCH if isinstance(query, TextQuery) else ActionKind.IMAGE_SEARCH
+        kind = _KINDS[type(query)]
         body = {"query": query_to_json(query), "top_k": top_k}
         reply = await self._client.send(Call("POST", self._urls[kind], body=body, key=self._key))
         try:

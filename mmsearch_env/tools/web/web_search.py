@@ -235,7 +235,9 @@ def _asked(query: Query) -> Mapping[str, Any]:
     """A query as it is compared and kept."""
     if isinstance(query, ImageQuery):
         return {"image": query.image.digest, "bbox": [round(side, 4) for side in query.bbox]}
-    return {"text": canonical_text(query.text)}
+    if isinstance(query, TextQuery):
+        return {"text": canonical_text(query.text)}
+    return {"url": query.url}
 
 
 def _settings(engine: Engine) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmsearch_env.errors import ImageError
 from mmsearch_env.images import Image, clean_bbox
-from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, TextQuery
+from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, TextQuery
 from mmsearch_env.tools.web.pictures import as_jpeg
 
 THUMBNAIL_BYTES = 200_000
@@ -20,6 +20,8 @@ def query_to_json(query: Query) -> dict[str, Any]:
     about = {"question_id": query.question_id, "question_text": query.question_text}
     if isinstance(query, TextQuery):
         return {"text": query.text, **about}
+    if isinstance(query, PageQuery):
+        return {"url": query.url, **about}
     picture = base64.b64encode(query.image.to_png()).decode()
     return {"image": picture, "bbox": list(query.bbox), **about}
 
@@ -27,6 +29,11 @@ def query_to_json(query: Query) -> dict[str, Any]:
 def text_query(body: Mapping[str, Any]) -> TextQuery:
     """The query in the body of a request, which has been checked against the schema."""
     return TextQuery(body["text"], body.get("question_id", ""), body.get("question_text", ""))
+
+
+def page_query(body: Mapping[str, Any]) -> PageQuery:
+    """The query in the body of a request, which has been checked against the schema."""
+    return PageQuery(body["url"], body.get("question_id", ""), body.get("question_text", ""))
 
 
 def image_query(body: Mapping[str, Any]) -> ImageQuery:
