@@ -20,8 +20,8 @@ class EnvSettings:
     Attributes:
         world: which embedded world: ``"atlas"``, ``"synthetic:seed=0,entities=200"``, ...
         split: which of the world's questions: ``"train"``, ``"validation"`` or ``"test"``.
-        protocol: how text means an action: ``"mmsearch_r1"``.
-        prompts: the wording: ``"standard"``, ``"brief"`` or a folder of text files.
+        protocol: how text means an action: ``"mmsearch_r1"`` (the paper's tags) or ``"tool_call"`` (JSON calls).
+        prompts: the wording: ``"standard"``, ``"brief"`` (of the paper's tags) or a folder of text files.
         max_rounds: completions the player has, the answer included.
         max_image_searches: successful image searches allowed.
         max_text_searches: successful text searches allowed.

@@ -18,7 +18,7 @@ from mmsearch_env.errors import ConfigError
 from mmsearch_env.images import Image
 from mmsearch_env.messages import ImagePart, Part, TextPart
 
-BUNDLED = ("standard", "brief")
+BUNDLED = ("standard", "brief", "tool_call")
 """Prompt sets that come with the package."""
 
 COUNTERS = (

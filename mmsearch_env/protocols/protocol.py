@@ -12,6 +12,7 @@ from mmsearch_env.images import Image
 from mmsearch_env.messages import Message
 from mmsearch_env.protocols.mmsearch_r1 import MMSearchR1
 from mmsearch_env.protocols.prompt_set import PromptSet, load_prompts
+from mmsearch_env.protocols.tool_call import ToolCall
 from mmsearch_env.questions import Question
 from mmsearch_env.tools.search_tool import SearchResult
 
@@ -60,8 +61,10 @@ class Protocol(typing.Protocol):
         ...
 
 
-PROTOCOLS: dict[str, Callable[[PromptSet], Protocol]] = {"mmsearch_r1": MMSearchR1}
+PROTOCOLS: dict[str, Callable[[PromptSet], Protocol]] = {"mmsearch_r1": MMSearchR1, "tool_call": ToolCall}
 """Protocols by the name a configuration uses."""
+_OWN_WORDING = {"tool_call": "tool_call"}
+"""Protocols whose standard prompts are not those of the paper's grammar."""
 
 
 def load_protocol(name: str, prompts: str) -> Protocol:
@@ -72,4 +75,5 @@ def load_protocol(name: str, prompts: str) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise ConfigError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}; mend the setting")
-    return PROTOCOLS[name](load_prompts(prompts))
+    spec = _OWN_WORDING[name] if prompts == "standard" and name in _OWN_WORDING else prompts
+    return PROTOCOLS[name](load_prompts(spec))

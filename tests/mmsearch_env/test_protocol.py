@@ -310,6 +310,6 @@ def test_a_prompt_set_that_cannot_be_used_is_refused_by_file(tmp_path: Path) -> 
 
 
 def test_an_unknown_protocol_is_refused() -> None:
-    assert tuple(PROTOCOLS) == ("mmsearch_r1",)
+    assert tuple(PROTOCOLS) == ("mmsearch_r1", "tool_call")
     with pytest.raises(ConfigError, match="mmsearch_r2"):
         load_protocol("mmsearch_r2", "brief")
