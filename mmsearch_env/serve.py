@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from rich.console import Console
@@ -16,9 +17,11 @@ from mmsearch_env.errors import ConfigError
 from mmsearch_env.net.secret import Secret, read_secret
 from mmsearch_env.rendering import plain
 from mmsearch_env.search import parsed_backend
-from mmsearch_env.server.app import SearchServer, ServerSettings
 from mmsearch_env.tools import build_tool
 from mmsearch_env.worlds import load_world
+
+if TYPE_CHECKING:
+    from mmsearch_env.server.app import ServerSettings
 
 TOKEN_VARIABLE = "MMSEARCH_SERVER_TOKEN"
 
@@ -42,6 +45,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for name in ("max_searches", "max_body_mb", "timeout_s"):
         if not getattr(arguments, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(arguments, name)}")
+    try:
+        from mmsearch_env.server.app import ServerSettings
+    except ImportError as error:
+        wanted = f"expected the extra 'server', got no {error.name}; install mmsearch-env[server]"
+        raise ConfigError(f"serve: {wanted}") from error
     settings = ServerSettings(
         token=_token(arguments),
         max_body_bytes=int(arguments.max_body_mb * 1e6),
@@ -58,6 +66,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 async def _serve(arguments: argparse.Namespace, settings: ServerSettings, console: Console) -> None:
+    from mmsearch_env.server.app import SearchServer
+
     world = load_world(arguments.world)
     tools = {
         ActionKind.TEXT_SEARCH: build_tool(ActionKind.TEXT_SEARCH, parsed_backend(arguments.text), world),

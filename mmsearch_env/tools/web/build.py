@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -184,6 +185,8 @@ def _reader(spec: str | Mapping[str, Any], policy: FetchPolicy, budget: Budget) 
     if name == "none":
         return None
     if name == "local":
+        if importlib.util.find_spec("trafilatura") is None:
+            raise ConfigError("reader 'local': expected the extra 'web', got no trafilatura; install mmsearch-env[web]")
         return LocalReader(Fetcher(policy), **_known(settings, ("parse_s", "processes"), "reader 'local'"))
     if name == "jina":
         wanted = _known(settings, ("key_variable", "key_file", "base_url", "limits"), "reader 'jina'")
