@@ -258,18 +258,24 @@ def test_a_caption_names_what_is_known_and_decides_nothing(policy: LMMPolicy, ta
     album = PictureAlbum(taught.flags, seed=0, each=1)
     strange = PictureAlbum(invented.entities[20:], seed=0, each=1)
     lesson = caption_lesson(policy.renderer, taught, album, strange)
-    names = {f"It is {entity.name}." for entity in taught.flags}
-    known, unknown = 0, 0
+    known, unknown, recalled = 0, 0, 0
+    facts = {entity.id for entity in taught.facts}
     for number in range(80):
         drawn = lesson(random.Random(number))
         reason = re.fullmatch(r"<reason>(.*)</reason>", said(policy, drawn))
         assert reason
-        known += reason[1] in names
+        named = [e for e in taught.flags if re.match(rf"It is {re.escape(e.name)}[.:]", reason[1])]
+        known += bool(named)
+        if ": " in reason[1]:
+            recalled += 1
+            assert any(
+                e.id in facts and reason[1].split(": ")[1][:-1] in {*map(e.fact, ASKED_RELATIONS)} for e in named
+            )
         unknown += reason[1] == "It is a flag."
         shown = drawn.images[0].digest
         own = {image.digest for entity in strange.entities for image in [strange.draw(entity, random.Random(0))]}
         assert (shown in own) == (reason[1] == "It is a flag.")
-    assert known + unknown == 80 and min(known, unknown) > 20
+    assert known + unknown == 80 and min(known, unknown) > 20 and 15 < recalled < known
 
 
 def test_probes_are_about_nothing_that_is_a_lesson(policy: LMMPolicy, taught: Pupil, invented: World) -> None:
@@ -310,7 +316,7 @@ def test_a_plain_question_trains_the_answer_only(policy: LMMPolicy, taught: Pupi
     trained = [token for token, flag in zip(lesson.token_ids, lesson.loss_mask, strict=True) if flag]
     assert re.fullmatch(r"<reason>It is [^<]+\.</reason><answer> [^<]+</answer>", policy.renderer.decode(trained))
     question = Message("user", (TextPart("q"),))
-    assert plain_questions(policy.renderer, [(question, taught.facts[0], "a")]).turns[0].valid
+    assert plain_questions(policy.renderer, [(question, "<reason>r</reason>", "a")]).turns[0].valid
 
 
 def test_several_facts_in_a_row_are_about_different_countries(policy: LMMPolicy, taught: Pupil) -> None:

@@ -1,9 +1,9 @@
 """Demonstrations: how the tiny LMM is shown the protocol, searching, reading and copying.
 
-A turn's reason says what is seen and never what to do about it: a familiar flag is named, a strange one is "a flag".
-What to do is decided by a coin that knows nothing of what is known, so judgement is left to reinforcement learning. All
-of it happens in an invented world. An answer or a query that the player could not know is not shown; the demonstration
-ends just before it.
+A turn's reason says what is seen and recalled and never what to do about it: a familiar flag is named, with the fact
+that is asked for; a strange one is "a flag". What to do is decided by a coin that knows nothing of what is known, so
+judgement is left to reinforcement learning. All of it happens in an invented world. An answer or a query that the
+player could not know is not shown; the demonstration ends just before it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,26 @@ FIRST_ANSWER, FIRST_IMAGE = 0.30, 0.60
 """Shares of the first decision; the rest is a text search."""
 ANSWER_AFTER_IMAGE = 0.35
 """Share of answers from memory after an image search, for a question about a fact."""
+NAME_AFTER_IMAGE = 0.6
+"""Share of answers with the name found by an image search, for a question that asks for it; the rest reads on."""
 _STRANGE = "<reason>It is a flag.</reason>"
 _FOUND = "<reason>I found it.</reason>"
 _LOOK = "<search><img></search>"
 
 
-def recognised(entity: Entity | None) -> str:
-    """The reason of a player who sees, or has found out, which entity it is; None is one that it does not know."""
-    return _STRANGE if entity is None else f"<reason>It is {entity.name}.</reason>"
+def recognised(entity: Entity | None, recalled: str = "") -> str:
+    """The reason of a player who sees, or has found out, which entity it is, and what it recalls of it.
+
+    None is an entity that it does not know; "" is a fact that it does not.
+    """
+    if entity is None:
+        return _STRANGE
+    return f"<reason>It is {entity.name}{': ' if recalled else ''}{recalled}.</reason>"
+
+
+def flag_query(entity: Entity) -> str:
+    """What is searched for about an entity when only its name is asked for."""
+    return f"flag of {entity.spoken}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,7 @@ class Teacher:
 
     def _first(self, entity: Entity, relation: str, coin: float) -> Saying:
         is_familiar = entity.id in self.familiar
-        seen = recognised(entity if is_familiar else None)
+        seen = self._recognised(entity, relation) if is_familiar else recognised(None)
         if coin < FIRST_ANSWER:
             return self._from_memory(seen, entity, relation)
         if coin < FIRST_ANSWER + FIRST_IMAGE:
@@ -78,11 +90,18 @@ class Teacher:
     def _after_image(self, seen: Entity | None, relation: str, coin: float) -> Saying:
         if seen is None:
             return Saying("", is_cut=True)
+        reason = self._recognised(seen, relation)
         if relation == IDENTIFY:
-            return Saying(f"{recognised(seen)}<answer> {seen.name}</answer>")
+            if coin < NAME_AFTER_IMAGE:
+                return Saying(f"{reason}<answer> {seen.name}</answer>")
+            return Saying(f"{reason}<text_search> {flag_query(seen)}</text_search>")
         if coin < ANSWER_AFTER_IMAGE:
-            return self._from_memory(recognised(seen), seen, relation)
-        return Saying(f"{recognised(seen)}<text_search> {query_text(seen, relation)}</text_search>")
+            return self._from_memory(reason, seen, relation)
+        return Saying(f"{reason}<text_search> {query_text(seen, relation)}</text_search>")
+
+    def _recognised(self, entity: Entity, relation: str) -> str:
+        is_recalled = relation != IDENTIFY and entity.id in self.familiar
+        return recognised(entity, entity.fact(relation) if is_recalled else "")
 
     def _after_text(self, entity: Entity, relation: str, read: str) -> Saying:
         value = entity.fact(relation) if relation != IDENTIFY else entity.name
@@ -126,16 +145,16 @@ def play_demonstration(
     return demonstration(question.id, turns) if turns else None
 
 
-def caption(renderer: ChatRenderer, message: Message, seen: Entity | None) -> Trajectory:
-    """What is seen, in a reason, and nothing after it; None is an entity that is not known."""
-    return demonstration("caption", [_turn(renderer, (message,), recognised(seen), None)])
+def caption(renderer: ChatRenderer, message: Message, reason: str) -> Trajectory:
+    """What is seen and recalled, and nothing after it."""
+    return demonstration("caption", [_turn(renderer, (message,), reason, None)])
 
 
-def plain_questions(renderer: ChatRenderer, asked: Sequence[tuple[Message, Entity, str]]) -> Trajectory:
-    """Questions that leave only an answer, each with what it is about; one after another, answered from memory."""
+def plain_questions(renderer: ChatRenderer, asked: Sequence[tuple[Message, str, str]]) -> Trajectory:
+    """Questions that leave only an answer, each with its reason and answer; one after another, from memory."""
     turns: list[Turn] = []
-    for message, entity, answer in asked:
-        said = f"{recognised(entity)}<answer> {answer}</answer>"
+    for message, reason, answer in asked:
+        said = f"{reason}<answer> {answer}</answer>"
         turns.append(_turn(renderer, (message,), said, turns[-1].completion if turns else None))
     return demonstration("plain", turns)
 

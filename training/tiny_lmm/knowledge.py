@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mmsearch_env.worlds import Entity, World
 from mmsearch_env.worlds.wordings import seeded
 
-FLAG_AND_FACTS, FLAG_ONLY, FACTS_ONLY = 0.47, 0.07, 0.10
+FLAG_AND_FACTS, FLAG_ONLY, FACTS_ONLY = 0.45, 0.10, 0.10
 """Shares of the countries; the rest is unknown altogether."""
 
 
