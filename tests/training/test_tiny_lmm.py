@@ -28,7 +28,7 @@ from training.tiny_lmm.demonstrations import (
     reading_part,
     repetition,
 )
-from training.tiny_lmm.knowledge import Knowledge, deal_knowledge, known
+from training.tiny_lmm.knowledge import Knowledge, deal_knowledge, families, known
 from training.tiny_lmm.lessons import (
     PictureAlbum,
     Pupil,
@@ -93,6 +93,16 @@ def env() -> MMSearchEnv:
 
 def said(policy: LMMPolicy, played: Trajectory) -> str:
     return "".join(turn.completion.text for turn in played.turns)
+
+
+def test_flags_that_look_alike_are_known_together_or_not_at_all(atlas: World, knowledge: Knowledge) -> None:
+    asked = [entity for entity in atlas.entities if entity.drawing is not None and entity.asked_about]
+    found = families(asked)
+    assert sorted(entity_id for family in found for entity_id in family) == sorted(entity.id for entity in asked)
+    assert all(family <= knowledge.flags or not family & knowledge.flags for family in found)
+    (together,) = (family for family in found if "slovenia" in family)
+    assert "russia" in together
+    assert sum(len(family) > 1 for family in found) > 20
 
 
 def test_knowledge_is_dealt_alike_to_countries_that_occur_in_test_only(atlas: World, knowledge: Knowledge) -> None:
@@ -169,19 +179,33 @@ def test_the_coin_does_not_know_what_is_known(
 def test_what_could_not_be_known_is_not_shown(
     invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
 ) -> None:
-    """A strange entity is answered only after a search; every answer from memory is about a familiar one."""
+    """A strange entity is answered after a search or with "unknown"; every other answer from memory is familiar."""
     own = {entity.id for entity in friends}
     teacher = Teacher(invented, frozenset(own))
-    answers = 0
-    for question in env.questions:
+    answers, unknown = 0, 0
+    for question in env.questions.spread(120):
         played = play_demonstration(env, policy.renderer, teacher, question, random.Random(question.id))
         if played is None or not played.turns[-1].completion.text.endswith("</answer>"):
             continue
         answers += 1
+        is_unknown = played.turns[-1].completion.text.endswith("<answer> unknown</answer>")
         if len(played.turns) == 1:
-            assert question.tags["entity"] in own
-        if answers == 60:
-            return
+            assert (question.tags["entity"] in own) != is_unknown
+        unknown += is_unknown
+    assert 5 < unknown < answers
+
+
+def test_a_query_without_a_name_is_followed_by_a_look(
+    invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
+) -> None:
+    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
+    shown = [
+        [turn.completion.text for turn in played.turns]
+        for played in islice(demonstrations(env, policy.renderer, teacher, tuple(env.questions), seed=3), 300)
+    ]
+    nameless = [turns for turns in shown if "of this country</text_search>" in turns[0]]
+    assert len(nameless) > 2
+    assert all(turns[1].endswith("<search><img></search>") and "<answer>" in turns[2] for turns in nameless)
 
 
 def test_reading_is_a_query_and_its_answer(

@@ -2,8 +2,8 @@
 
 A turn's reason says what is seen and recalled and never what to do about it: a familiar flag is named, with the fact
 that is asked for; a strange one is "a flag". What to do is decided by a coin that knows nothing of what is known, so
-judgement is left to reinforcement learning. All of it happens in an invented world. An answer or a query that the
-player could not know is not shown; the demonstration ends just before it.
+judgement is left to reinforcement learning. All of it happens in an invented world. Where the coin asks for what the
+player cannot know, it keeps the form without the content: it answers "unknown", or searches for "this country".
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mmsearch_env.questions import Question
 from mmsearch_env.worlds import Entity, World
 from mmsearch_env.worlds.asking import answers
 from mmsearch_env.worlds.entities import IDENTIFY
-from mmsearch_env.worlds.wordings import query_text
+from mmsearch_env.worlds.wordings import noun, query_text
 
-FIRST_ANSWER, FIRST_IMAGE = 0.30, 0.60
+FIRST_ANSWER, FIRST_IMAGE = 0.45, 0.45
 """Shares of the first decision; the rest is a text search."""
 ANSWER_AFTER_IMAGE = 0.35
 """Share of answers from memory after an image search, for a question about a fact."""
@@ -31,6 +31,9 @@ NAME_AFTER_IMAGE = 0.6
 _STRANGE = "<reason>It is a flag.</reason>"
 _FOUND = "<reason>I found it.</reason>"
 _LOOK = "<search><img></search>"
+_UNKNOWN = "<answer> unknown</answer>"
+_NAMELESS = "this country"
+"""Stands in a query where a name belongs, while the player has none."""
 
 
 def recognised(entity: Entity | None, recalled: str = "") -> str:
@@ -46,6 +49,11 @@ def recognised(entity: Entity | None, recalled: str = "") -> str:
 def flag_query(entity: Entity) -> str:
     """What is searched for about an entity when only its name is asked for."""
     return f"flag of {entity.spoken}"
+
+
+def nameless_query(relation: str) -> str:
+    """What is searched for by a player who does not know the entity's name."""
+    return f"{'flag' if relation == IDENTIFY else noun(relation)} of {_NAMELESS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,10 @@ class Teacher:
         self._by_title = {page.title: page.subject for page in world.page_images}
 
     def say(self, question: Question, heard: Sequence[Message], coin: float) -> Saying:
-        """The next turn of an episode in which ``heard`` are the user messages so far; ``coin`` lies in [0, 1)."""
+        """The next turn of an episode in which ``heard`` are the user messages so far.
+
+        ``coin`` lies in [0, 1); 0 where only an answer is left.
+        """
         entity = self._world.entity(question.tags["entity"])
         relation = question.tags["relation"]
         if len(heard) == 1:
@@ -74,6 +85,8 @@ class Teacher:
         seen = self._pictured(heard)
         if heard[-1].images:
             return self._after_image(seen, relation, coin)
+        if seen is None and entity.id not in self.familiar:
+            return Saying(_STRANGE + (_LOOK if coin > 0.0 else _UNKNOWN))
         return self._after_text(seen or entity, relation, heard[-1].text)
 
     def _first(self, entity: Entity, relation: str, coin: float) -> Saying:
@@ -83,9 +96,8 @@ class Teacher:
             return self._from_memory(seen, entity, relation)
         if coin < FIRST_ANSWER + FIRST_IMAGE:
             return Saying(seen + _LOOK)
-        if relation == IDENTIFY or not is_familiar:
-            return Saying(f"{seen}<text_search>", is_cut=True)
-        return Saying(f"{seen}<text_search> {query_text(entity, relation)}</text_search>")
+        query = self._query(entity, relation) if is_familiar else nameless_query(relation)
+        return Saying(f"{seen}<text_search> {query}</text_search>")
 
     def _after_image(self, seen: Entity | None, relation: str, coin: float) -> Saying:
         if seen is None:
@@ -94,10 +106,12 @@ class Teacher:
         if relation == IDENTIFY:
             if coin < NAME_AFTER_IMAGE:
                 return Saying(f"{reason}<answer> {seen.name}</answer>")
-            return Saying(f"{reason}<text_search> {flag_query(seen)}</text_search>")
-        if coin < ANSWER_AFTER_IMAGE:
+        elif coin < ANSWER_AFTER_IMAGE:
             return self._from_memory(reason, seen, relation)
-        return Saying(f"{reason}<text_search> {query_text(seen, relation)}</text_search>")
+        return Saying(f"{reason}<text_search> {self._query(seen, relation)}</text_search>")
+
+    def _query(self, entity: Entity, relation: str) -> str:
+        return flag_query(entity) if relation == IDENTIFY else query_text(entity, relation)
 
     def _recognised(self, entity: Entity, relation: str) -> str:
         is_recalled = relation != IDENTIFY and entity.id in self.familiar
@@ -111,7 +125,7 @@ class Teacher:
 
     def _from_memory(self, seen: str, entity: Entity, relation: str) -> Saying:
         if entity.id not in self.familiar:
-            return Saying(f"{seen}<answer>", is_cut=True)
+            return Saying(seen + _UNKNOWN)
         return Saying(f"{seen}<answer> {answers(entity, relation)[0]}</answer>")
 
     def _pictured(self, heard: Sequence[Message]) -> Entity | None:
@@ -161,7 +175,7 @@ def plain_questions(renderer: ChatRenderer, asked: Sequence[tuple[Message, str, 
 
 def reading_part(renderer: ChatRenderer, played: Trajectory) -> Trajectory | None:
     """The query, what was found and the answer, out of a longer demonstration; None where nothing was read."""
-    if len(played.turns) < 2 or played.turns[-1].images or not played.turns[-1].completion.token_ids:
+    if len(played.turns) < 2 or not played.turns[-1].completion.text.startswith(_FOUND):
         return None
     asked, read = played.turns[-2:]
     start = renderer.prompt([_user("Search or answer.")]).token_ids

@@ -44,6 +44,8 @@ _ONLY_ANSWER = Rules(max_rounds=1)
 _USUAL = Rules()
 _IDENTIFY_SHARE = 0.25
 """Share of pictures that are to be named; there are nine facts for every name."""
+_ALIKE = 0.33
+"""Share of quizzes whose sentences all tell the same relation."""
 
 Lesson = Callable[[random.Random], Trajectory]
 """Draws one trajectory to learn from."""
@@ -184,12 +186,12 @@ def renamed(entities: Sequence[Entity], names: StrangeNames, *, share: float) ->
 def quiz_lesson(renderer: ChatRenderer, entities: Draw, *, facts: tuple[int, int]) -> Lesson:
     """Sentences about countries, the fewest and the most of them given, and a query for each.
 
-    Half of the time they tell the same relation of different countries, as the results of a search do.
+    A third of the time they tell the same relation of different countries, as the results of a search do.
     """
 
     def draw(rng: random.Random) -> Trajectory:
         count = rng.randint(*facts)
-        is_alike = rng.random() < 0.5
+        is_alike = rng.random() < _ALIKE
         chosen = entities(rng, count if is_alike else rng.randint(1, min(3, count)))
         relations = (rng.choice(ASKED_RELATIONS),) if is_alike else ASKED_RELATIONS
         told = [(entity, relation) for entity in chosen for relation in relations if entity.fact(relation)]
