@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+SCRIPTED_PROTOCOL = "mmsearch_r1"
+"""The protocol in which scripted actions are written."""
 REASON_END = "</reason>"
 """Where a turn's reason ends; a scripted action follows it."""
 

@@ -21,7 +21,7 @@ from agents.renderer import ChatRenderer
 from agents.scorer import TokenScorer, allowed_logits, base_model
 from agents.trajectory import Completion, FinishReason
 
-STOP_TAGS = ("</search>", "</text_search>", "</answer>")
+STOP_TAGS = ("</search>", "</text_search>", "</visit>", "</answer>", "</tool_call>")
 """An action ends a turn, so sampling ends at the tag that closes one."""
 
 

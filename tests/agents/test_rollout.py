@@ -10,16 +10,18 @@ from dataclasses import replace
 import pytest
 from families import adapted_policy, noise
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.hf import STOP_TAGS, SamplingLimits
 from agents.evaluate import difference, evaluate
 from agents.policy import CONTEXT_FULL, CannotReply, Reply, Request
 from agents.rollout import UNUSABLE, RolloutLimits, rollout
 from agents.scripted import ScriptedPolicy, random_policy
 from agents.trajectory import Trajectory
 from agents.workflows import DIRECT, FIXED_RAG, Script, Workflow
+from mmsearch_env import Answer, ImageSearch, TextSearch, VisitPage
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import BudgetError, ConfigError, ImageError, PolicyError, ToolUnavailable
 from mmsearch_env.images import Image
+from mmsearch_env.protocols import PROTOCOLS, load_protocol
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools import Query, SearchResult
 from mmsearch_env.worlds import load_world
@@ -165,6 +167,19 @@ class Failing:
 
     async def aclose(self) -> None:
         """Nothing to free."""
+
+
+def test_a_scripted_plan_needs_the_protocol_it_is_written_in(questions: QuestionSet) -> None:
+    other = MMSearchEnv(world=WORLD, protocol="tool_call")
+    with pytest.raises(ConfigError, match="expected on_demand under the protocol tool_call, got fixed_rag"):
+        rollout(ScriptedPolicy(reader), lambda: other, questions[:1], group_size=1, seed=0, workflow=FIXED_RAG)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_sampling_ends_where_an_action_does(name: str) -> None:
+    actions = (Answer("x"), TextSearch("x"), ImageSearch(), VisitPage("https://a.example/"))
+    for action in actions:
+        assert load_protocol(name, "standard").format(action, reason="r").endswith(STOP_TAGS)
 
 
 class Spent:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import html
 import io
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -16,11 +20,11 @@ from aiohttp import web
 from fake_services import KEY
 
 from mmsearch_env.actions import ActionKind
-from mmsearch_env.errors import ServiceError, ToolError
+from mmsearch_env.errors import ServiceError, ToolError, ToolTimeout
 from mmsearch_env.images import Image
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.local.passages import best_sentences, bm25
-from mmsearch_env.tools.pages.reader import MAX_PAGE_CHARACTERS, text_of_page
+from mmsearch_env.tools.pages.reader import MAX_PAGE_CHARACTERS, LocalReader, text_of_page
 from mmsearch_env.tools.search_tool import ImageQuery, SearchTool, TextQuery
 
 LIMITS = {"timeout_s": 1.0, "deadline_s": 3.0, "max_tries": 2}
@@ -303,3 +307,41 @@ def test_the_best_sentences_stand_in_their_order() -> None:
     assert best_sentences(text, "currency", most=2) == "The currency is the sol. Its currency was the inti."
     assert best_sentences(text, "zebra", most=1) == "Lima is a city."
     assert best_sentences("", "zebra", most=3) == ""
+
+
+SCRIPT = """
+import asyncio
+from mmsearch_env.tools.pages.reader import LocalReader
+
+print("begun")
+reader = LocalReader()
+page = asyncio.run(reader._parsed("<article><p>The currency of Peru is the sol, of 100 cents.</p></article>"))
+print(page.text)
+"""
+
+
+def test_a_plain_script_reads_pages(tmp_path: Path) -> None:
+    """Parsing happens in other processes, which must not run the caller's script once more."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.splitlines()[0], done.stdout.count("begun")) == (0, "begun", 1), done.stderr
+    assert "the sol" in done.stdout
+
+
+def test_a_page_that_takes_too_long_is_given_up_and_the_next_is_read() -> None:
+    async def run() -> tuple[str, str]:
+        reader = LocalReader()
+        await reader._parsed(page(SENTENCE))  # the process has started
+        reader._parse_s = 0.001
+        with pytest.raises(ToolTimeout, match="parsed within"):
+            await reader._parsed(page(*[SENTENCE] * 3000))
+        reader._parse_s = 60.0
+        found = await reader._parsed(page(SENTENCE))
+        await reader.aclose()
+        return found.title, found.text
+
+    title, text = asyncio.run(run())
+    assert title == "Peru" and SENTENCE in text

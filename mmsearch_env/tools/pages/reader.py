@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any, Protocol
 
 from mmsearch_env.errors import ServiceCode, ServiceError, ToolTimeout
@@ -59,17 +58,17 @@ class LocalReader:
 
     name = "local"
 
-    def __init__(self, fetcher: Fetcher | None = None, *, parse_s: float = 5.0, processes: int = 2) -> None:
+    def __init__(self, fetcher: Fetcher | None = None, *, parse_s: float = 10.0, processes: int = 2) -> None:
         """
         Args:
             fetcher: fetches under its policy.
-            parse_s: seconds allowed for a page's parsing.
+            parse_s: seconds allowed for a page's parsing, the start of a process included.
             processes: pages parsed at once.
         """
         self._fetcher = fetcher or Fetcher()
         self._parse_s = parse_s
         self._processes = processes
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Any = None
 
     async def read(self, url: str) -> PageText:
         """The page at ``url``."""
@@ -86,29 +85,30 @@ class LocalReader:
     async def aclose(self) -> None:
         """Close connections and processes; may be called twice."""
         await self._fetcher.aclose()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        self._end_pool()
 
     async def _parsed(self, markup: str) -> PageText:
+        import loky
+
         if self._pool is None:
-            # forkserver: a process forked from one with threads and loops may hang
-            self._pool = ProcessPoolExecutor(self._processes, mp_context=get_context("forkserver"))
+            # loky and not multiprocessing: the processes do not run the caller's script again.
+            self._pool = loky.ProcessPoolExecutor(self._processes)
         work = asyncio.get_running_loop().run_in_executor(self._pool, text_of_page, markup)
         try:
             return await asyncio.wait_for(work, self._parse_s)
         except TimeoutError:
-            self._replace_pool()
+            self._end_pool()
             raise ToolTimeout(f"expected a page that is parsed within {self._parse_s:g} s, got a longer one") from None
+        except BrokenExecutor:  # another page took the process with it
+            self._end_pool()
+            message = "expected a page that can be parsed, got one that ended the parser; another page may do"
+            raise ServiceError(message, code=ServiceCode.TARGET_FAILED) from None
 
-    def _replace_pool(self) -> None:
-        """A process that is stuck in a page is ended, not waited for."""
+    def _end_pool(self) -> None:
+        """End the processes, also one that is stuck in a page; the next page gets new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            processes = list(getattr(pool, "_processes", {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
+            pool.shutdown(wait=False, kill_workers=True)
 
 
 @dataclass(frozen=True, slots=True)

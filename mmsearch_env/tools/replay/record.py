@@ -22,7 +22,7 @@ from mmsearch_env.cache.keys import canonical_text
 from mmsearch_env.errors import ConfigError, DataError
 from mmsearch_env.images import FULL_FRAME, Image
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, TextQuery
-from mmsearch_env.tools.web.pictures import as_jpeg
+from mmsearch_env.tools.web.query_parts import as_jpeg
 
 CALLS, PICTURES = "calls.jsonl", "pictures"
 _PICTURE_BYTES = 200_000

@@ -15,7 +15,7 @@ from mmsearch_env.net.client import Call, Key, Reply, ServiceLimits
 from mmsearch_env.net.secret import Secret
 from mmsearch_env.tools.search_tool import Query
 from mmsearch_env.tools.web.engine import Dialogue, Row, endpoint, lines, link, status_error, text, title
-from mmsearch_env.tools.web.pictures import words
+from mmsearch_env.tools.web.query_parts import words
 
 BASE_URL = "https://api.search.brave.com"
 _MOST_ROWS = 20

@@ -23,7 +23,7 @@ from mmsearch_env.tools.web.engine import (
     text,
     title,
 )
-from mmsearch_env.tools.web.pictures import words
+from mmsearch_env.tools.web.query_parts import words
 
 
 @dataclass(frozen=True, slots=True)

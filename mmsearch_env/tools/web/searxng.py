@@ -12,7 +12,7 @@ from mmsearch_env.errors import ServiceCode, ServiceError
 from mmsearch_env.net.client import Call, Reply, ServiceLimits
 from mmsearch_env.tools.search_tool import Query
 from mmsearch_env.tools.web.engine import Dialogue, Row, endpoint, lines, link, status_error, text, title
-from mmsearch_env.tools.web.pictures import PublicPicture, words
+from mmsearch_env.tools.web.query_parts import PublicPicture, words
 
 
 @dataclass(frozen=True, slots=True)

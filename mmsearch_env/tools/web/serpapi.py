@@ -16,7 +16,7 @@ from mmsearch_env.net.client import Call, Key, Reply, ServiceLimits, Upload
 from mmsearch_env.net.secret import Secret
 from mmsearch_env.tools.search_tool import Query
 from mmsearch_env.tools.web.engine import Dialogue, Row, endpoint, lines, link, status_error, text, title
-from mmsearch_env.tools.web.pictures import as_jpeg, picture, words
+from mmsearch_env.tools.web.query_parts import as_jpeg, picture, words
 
 BASE_URL = "https://serpapi.com"
 MAX_UPLOAD_BYTES = 500 * 1024

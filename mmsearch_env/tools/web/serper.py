@@ -14,7 +14,7 @@ from mmsearch_env.net.client import Call, Key, Reply, ServiceLimits
 from mmsearch_env.net.secret import Secret
 from mmsearch_env.tools.search_tool import Query
 from mmsearch_env.tools.web.engine import Dialogue, Row, endpoint, lines, link, status_error, text, title
-from mmsearch_env.tools.web.pictures import PublicPicture, words
+from mmsearch_env.tools.web.query_parts import PublicPicture, words
 
 BASE_URL = "https://google.serper.dev"
 _CREDIT_USD = 0.001

@@ -19,7 +19,7 @@ from mmsearch_env.tools.pages.summariser import Summariser
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, TextQuery
 from mmsearch_env.tools.web.answers import Answers
 from mmsearch_env.tools.web.engine import Engine, Row, converse
-from mmsearch_env.tools.web.pictures import as_jpeg
+from mmsearch_env.tools.web.query_parts import as_jpeg
 
 SPARE_ROWS = 5
 """Rows asked for beyond the hits wanted: some pages and pictures cannot be had."""

@@ -10,7 +10,7 @@ from typing import Any
 from mmsearch_env.errors import ImageError
 from mmsearch_env.images import Image, clean_bbox
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, TextQuery
-from mmsearch_env.tools.web.pictures import as_jpeg
+from mmsearch_env.tools.web.query_parts import as_jpeg
 
 THUMBNAIL_BYTES = 200_000
 
