@@ -32,8 +32,8 @@ from mmsearch_env.server.openapi import document
 from mmsearch_env.tools.search_tool import Query, SearchResult, SearchTool, TextQuery
 from mmsearch_env.tools.web.wire import image_query, page_query, result_to_json, text_query
 
-_OPEN_PATHS = frozenset({"/healthz"})
-"""Served without a token: a load balancer has none."""
+_OPEN_PATHS = frozenset({"/", "/healthz"})
+"""Served without a token: a load balancer has none, and the page is where a person gives it."""
 _USUAL_TOP_K, _RETRIEVE_TOP_K = 5, 3
 _log = logging.getLogger(__name__)
 

@@ -186,7 +186,7 @@ def test_what_is_not_json_and_what_is_too_large() -> None:
     ]
 
 
-def test_without_the_token_nothing_but_health_is_told() -> None:
+def test_without_the_token_there_is_only_health_and_the_page_to_give_it() -> None:
     async def act(session: aiohttp.ClientSession, url: str) -> list[int]:
         statuses = []
         for given in (None, "Bearer wrong", f"Basic {TOKEN}", "Bearer \u00fc", f"Bearer {TOKEN}"):
@@ -199,7 +199,7 @@ def test_without_the_token_nothing_but_health_is_told() -> None:
                 statuses.append(reply.status)
         return statuses
 
-    assert with_server(act, token=Secret(TOKEN, name="token")) == [401, 401, 401, 401, 200, 401, 401, 401, 200]
+    assert with_server(act, token=Secret(TOKEN, name="token")) == [401, 401, 401, 401, 200, 200, 401, 401, 200]
 
 
 def test_too_many_searches_at_once_are_sent_away() -> None:
