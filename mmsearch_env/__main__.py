@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mmsearch_env import cache_command, demo, import_command, play, search, serve
+from mmsearch_env import cache_command, demo, import_command, index_command, play, search, serve
 from mmsearch_env.errors import MMSearchError
 from mmsearch_env.rendering import plain
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "play": play,
     "demo": demo,
     "search": search,
+    "index": index_command,
     "serve": serve,
     "cache": cache_command,
     "import-fvqa-cache": import_command,

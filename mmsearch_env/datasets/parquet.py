@@ -24,7 +24,7 @@ from mmsearch_env.errors import ConfigError, DataError, ImageError
 from mmsearch_env.images import Image, check_header
 
 BATCH_ROWS = 16
-"""Rows that are decoded together; a published picture has about 300 kB."""
+"""Rows that are decoded together where they hold pictures; a published one has about 300 kB."""
 BUFFER_BYTES = 1_000_000
 """Read from the file at a time, in bytes."""
 
@@ -44,11 +44,17 @@ class ParquetTable:
             # Without these two, whole row groups are fetched ahead: a gigabyte for a published file.
             self._file = self._arrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
             self.columns: tuple[str, ...] = tuple(self._file.schema_arrow.names)
+            self.row_count: int = self._file.metadata.num_rows
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any] | DataError]:
-        """Every row in order, as plain Python values; an error in place of a row that has none (text not in UTF-8)."""
+    def rows(self, columns: Sequence[str], *, batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Any] | DataError]:
+        """Every row in order, as plain Python values; an error in place of a row that has none (text not in UTF-8).
+
+        Args:
+            columns: which to read.
+            batch_rows: rows decoded together.
+        """
         with self._reading():
-            for batch in self._file.iter_batches(BATCH_ROWS, columns=list(columns)):
+            for batch in self._file.iter_batches(batch_rows, columns=list(columns)):
                 try:
                     yield from batch.to_pylist()
                 except (ValueError, OverflowError):

@@ -66,6 +66,20 @@ def _local(kind: ActionKind, world: World | None, *, cache_dir: str | None = Non
     return LocalTextSearch(world.pages, folder)
 
 
+def _corpus(kind: ActionKind, world: World | None, *, path: str, snippet_characters: int = 300) -> SearchTool:
+    """A corpus of one's own, built by ``python -m mmsearch_env index``."""
+    from mmsearch_env.tools.corpus.corpus import Corpus, CorpusImageSearch, CorpusPages, CorpusTextSearch
+
+    if not isinstance(snippet_characters, int) or snippet_characters < 1:
+        raise ConfigError(f"tool 'corpus', snippet_characters: expected 1 or more, got {snippet_characters!r}")
+    corpus = Corpus(Path(path).expanduser())
+    if kind is ActionKind.VISIT_PAGE:
+        return CorpusPages(corpus)
+    return (
+        CorpusImageSearch(corpus) if kind is ActionKind.IMAGE_SEARCH else CorpusTextSearch(corpus, snippet_characters)
+    )
+
+
 def _fake(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:
     """Scripted results and faults."""
     from mmsearch_env.tools.fake import FakeSearch
@@ -132,6 +146,7 @@ WEB_TOOLS = ("serpapi", "serper", "brave", "tavily", "searxng", "search_r1")
 
 _BUILDERS: Mapping[str, Callable[..., SearchTool]] = {
     "local": _local,
+    "corpus": _corpus,
     "fake": _fake,
     "none": _none,
     "replay": _replay,

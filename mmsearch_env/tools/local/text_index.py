@@ -1,8 +1,4 @@
-"""Text search over a world's pages: BM25 by tantivy, with the best sentences as the snippet.
-
-BM25: Robertson & Zaragoza, *The Probabilistic Relevance Framework*, 2009, equation 3.15, with k1 = 1.2 and b = 0.75.
-Queries are never parsed: a model may write anything, so each word becomes one term of an OR query.
-"""
+"""Text search over a world's pages: BM25, with the best sentences as the snippet."""
 
 from __future__ import annotations
 
@@ -15,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_env.errors import ToolUnavailable
-from mmsearch_env.tools.local.store import built_once, copied_aside
+from mmsearch_env.tools.local import bm25
+from mmsearch_env.tools.local.store import built_once
 from mmsearch_env.tools.search_tool import Hit, Query, SearchResult, TextQuery
 from mmsearch_env.worlds.world import Page, pages_digest
 
 SNIPPET_CHARACTERS = 110
 """Longest snippet."""
-MAX_QUERY_WORDS = 32
-"""Further words of a query are ignored."""
 TITLE_BOOST = 1.5
 """How much more a word counts in a title than in the text."""
 SENTENCE_BOOST = 2.0
@@ -31,14 +26,7 @@ CANDIDATES = 6
 """Pages judged by their sentences, as a multiple of the hits wanted."""
 
 _VERSION = 2
-_ANALYZER = "mmsearch_words"
 _HEAP_BYTES = 64_000_000
-_STOP_WORDS = frozenset(
-    ("a", "an", "and", "are", "at", "by", "called", "do", "does", "for", "from", "has", "have", "how", "in", "is", "it")
-    + ("its", "name", "named", "of", "on", "or", "that", "the", "there", "this", "to", "use", "used", "was", "what")
-    + ("when", "where", "which", "who", "whose", "with")
-)
-_MAX_QUERY_CHARACTERS = 2000
 _SECOND_SENTENCE_SHARE = 0.85
 _LENGTH_COST = 0.001
 """Share of its score that a sentence loses for each character."""
@@ -59,8 +47,7 @@ class LocalTextSearch:
         """
         self._pages = pages
         place = built_once(f"text-v{_VERSION}-{pages_digest(pages)[:24]}", self._build, cache_dir)
-        self._index = _opened(place)
-        self._index.register_tokenizer(_ANALYZER, _analyzer())
+        self._index = bm25.opened(place)
         self._searcher = self._index.searcher()
 
     async def search(self, query: Query, *, top_k: int = 3) -> SearchResult:
@@ -78,7 +65,7 @@ class LocalTextSearch:
     def _result(self, query: Query, top_k: int) -> SearchResult:
         if not isinstance(query, TextQuery):
             raise ToolUnavailable(f"{self.name}: expected words, got {type(query).__name__}; use image search")
-        words = _query_words(query.text)
+        words = bm25.query_words(query.text)
         if not words or top_k < 1:
             return SearchResult(())
         # BM25 judges whole pages; the best sentence then judges whether the words stand together.
@@ -88,14 +75,10 @@ class LocalTextSearch:
         return SearchResult(tuple(sorted(hits, key=lambda hit: -hit.score)[:top_k]))
 
     def _boolean(self, words: Sequence[str]) -> Any:
-        tantivy, schema = _tantivy(), self._index.schema
-        clauses = []
-        for word in words:
-            for field, boost in (("text", 1.0), ("title", TITLE_BOOST)):
-                forms = [tantivy.Query.term_query(schema, field, form) for form in _forms(word)]
-                either = tantivy.Query.disjunction_max_query(forms)
-                clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(either, boost)))
-        return tantivy.Query.boolean_query(clauses)
+        fields = (("text", 1.0), ("title", TITLE_BOOST))
+        return bm25.union(
+            self._index.schema, ((field, _forms(word), boost) for word in words for field, boost in fields)
+        )
 
     def _hit(self, score: float, address: Any, weights: Mapping[str, float]) -> Hit:
         page = self._pages[self._searcher.doc(address)["row"][0]]
@@ -109,9 +92,9 @@ class LocalTextSearch:
         return {word: math.log(1.0 + total / (1.0 + count)) for word, count in counts.items()}
 
     def _build(self, folder: Path) -> None:
-        tantivy = _tantivy()
+        tantivy = bm25.tantivy()
         index = tantivy.Index(_schema(), path=str(folder), reuse=False)
-        index.register_tokenizer(_ANALYZER, _analyzer())
+        index.register_tokenizer(bm25.ANALYZER, bm25.analyzer())
         # One thread and one commit make one segment, hence the same ranking everywhere.
         writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
         for row, page in enumerate(self._pages):
@@ -122,13 +105,6 @@ class LocalTextSearch:
             writer.add_document(document)
         writer.commit()
         writer.wait_merging_threads()
-
-
-def _opened(place: Path) -> Any:
-    try:
-        return _tantivy().Index.open(str(place))
-    except ValueError:  # tantivy locks an index even to read it; where it may not write, it gets a copy
-        return _tantivy().Index.open(str(copied_aside(place)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +155,7 @@ def _shortened(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _word_set(line: str) -> frozenset[str]:
-    return frozenset(_analyzer().analyze(line))
-
-
-def _query_words(text: str) -> list[str]:
-    """Words of a query without stop words (unless there are no others), each once."""
-    valid = text[:_MAX_QUERY_CHARACTERS].encode("utf-8", "replace").decode()
-    every = list(dict.fromkeys(_analyzer().analyze(valid)))
-    telling = [word for word in every if word not in _STOP_WORDS]
-    return (telling or every)[:MAX_QUERY_WORDS]
+    return frozenset(bm25.analyzer().analyze(line))
 
 
 @lru_cache(maxsize=4096)
@@ -202,26 +170,9 @@ def _forms(word: str) -> tuple[str, ...]:
     return (word, word + "s")
 
 
-@lru_cache(maxsize=1)
-def _analyzer() -> Any:
-    """Words in lower case, without accents."""
-    tantivy = _tantivy()
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for step in (tantivy.Filter.remove_long(40), tantivy.Filter.lowercase(), tantivy.Filter.ascii_fold()):
-        builder = builder.filter(step)
-    return builder.build()
-
-
 def _schema() -> Any:
-    builder = _tantivy().SchemaBuilder()
+    builder = bm25.tantivy().SchemaBuilder()
     builder.add_integer_field("row", stored=True, indexed=False)
-    builder.add_text_field("title", stored=False, tokenizer_name=_ANALYZER)
-    builder.add_text_field("text", stored=False, tokenizer_name=_ANALYZER)
+    builder.add_text_field("title", stored=False, tokenizer_name=bm25.ANALYZER)
+    builder.add_text_field("text", stored=False, tokenizer_name=bm25.ANALYZER)
     return builder.build()
-
-
-@lru_cache(maxsize=1)
-def _tantivy() -> Any:
-    import tantivy
-
-    return tantivy
