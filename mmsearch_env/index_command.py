@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mmsearch_env.rendering import plain
 from mmsearch_env.tools.corpus.build import BuildReport, CorpusSettings, build_corpus
+from mmsearch_env.tools.corpus.milvus import MilvusPlace
 from mmsearch_env.tools.corpus.sources import find_sources
 
 _SHOWN_PROBLEMS = 5
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stemmer", default="english", help="language whose endings are dropped, or none (%(default)s)"
     )
+    parser.add_argument("--milvus", metavar="URI", help="keep documents on this Milvus server, not in the folder")
+    parser.add_argument("--collection", default="mmsearch", help="their collection there (%(default)s)")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -36,7 +39,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     folders = [path.expanduser().resolve().name for path in arguments.sources if path.is_dir()]
     sources = find_sources(arguments.sources)
     stemmer = "" if arguments.stemmer == "none" else arguments.stemmer
-    settings = CorpusSettings(arguments.encoder, stemmer)
+    milvus = None if arguments.milvus is None else MilvusPlace(arguments.milvus, arguments.collection)
+    settings = CorpusSettings(arguments.encoder, stemmer, milvus)
     with _Watch(console) as watch:
         report = build_corpus(arguments.into.expanduser(), sources, folders, settings, watch)
     _show(report, arguments.into, console)

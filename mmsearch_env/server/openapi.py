@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from mmsearch_env.tools.web.wire import MAX_ID, MAX_TEXT
+
 MAX_TOP_K = 50
 MAX_BATCH = 64
-MAX_TEXT = 2000
 MAX_PICTURE = 16_000_000
 
 _ABOUT = {
-    "question_id": {"type": "string", "maxLength": 500, "description": "for tools that know questions"},
+    "question_id": {"type": "string", "maxLength": MAX_ID, "description": "for tools that know questions"},
     "question_text": {"type": "string", "maxLength": MAX_TEXT, "description": "for tools that summarise"},
 }
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": 5}

@@ -127,7 +127,7 @@ def _server(kind: ActionKind, world: World | None, **settings: Any) -> SearchToo
     """A search server, which has tools of its own."""
     from mmsearch_env.tools.web.build import build_server_tool
 
-    return build_server_tool(settings)
+    return build_server_tool(kind, settings)
 
 
 def _web(name: str) -> Callable[..., SearchTool]:

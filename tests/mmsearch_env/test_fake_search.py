@@ -60,8 +60,8 @@ def test_tool_that_is_switched_off_is_unavailable() -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "message"),
     [
-        (TEXT, "google", "expected a name of local, fake, none, .* got 'google'"),
-        (TEXT, {}, "expected a name of local, fake, none, .* got ''"),
+        (TEXT, "google", "expected a name of local, corpus, fake, none, .* got 'google'"),
+        (TEXT, {}, "expected a name of local, corpus, fake, none, .* got ''"),
         (TEXT, "local", "expected a world to search, got none"),
         (TEXT, {"name": "local", "speed": 3}, "expected settings it knows"),
         (TEXT, {"name": "fake", "speed": 3}, r"got \['speed'\] besides"),
@@ -76,4 +76,4 @@ def test_wrong_spec_is_refused_with_what_was_expected(kind: ActionKind, spec: An
 
 
 def test_names_are_listed() -> None:
-    assert tool_names() == ("local", "fake", "none", "replay", "reader", "server", *WEB_TOOLS)
+    assert tool_names() == ("local", "corpus", "fake", "none", "replay", "reader", "server", *WEB_TOOLS)

@@ -19,10 +19,11 @@ from pathlib import Path
 from mmsearch_env.errors import ConfigError, DataError, ImageError
 from mmsearch_env.images import Image
 from mmsearch_env.tools.corpus.batches import Batches, Reading, Watcher
-from mmsearch_env.tools.corpus.catalogue import Catalogue
+from mmsearch_env.tools.corpus.catalogue import Catalogue, DocumentRow
 from mmsearch_env.tools.corpus.documents import Document
 from mmsearch_env.tools.corpus.encoders import SAMPLE_PICTURES, open_encoder
 from mmsearch_env.tools.corpus.manifest import Manifest
+from mmsearch_env.tools.corpus.milvus import MilvusPlace, MilvusWriter
 from mmsearch_env.tools.corpus.pictures import PictureReader, Seen
 from mmsearch_env.tools.corpus.sources import Row, Source
 from mmsearch_env.tools.corpus.writer import Entry, FilesWriter, Writer
@@ -39,10 +40,12 @@ class CorpusSettings:
     Attributes:
         encoder: of pictures; see :mod:`~mmsearch_env.tools.corpus.encoders`.
         stemmer: language by whose rules words lose their endings, such as ``"english"``; "" for none.
+        milvus: the server that holds the documents; None for files in the corpus's folder.
     """
 
     encoder: str = "sift"
     stemmer: str = "english"
+    milvus: MilvusPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class _Builder:
         self._folder, self._settings, self._sources, self._watcher = folder, settings, sources, watcher
         self._catalogue = Catalogue(folder, mode="write")
         self._agree()
-        self._writer: Writer = FilesWriter(folder, self._catalogue, settings.stemmer)
+        self._writer = self._opened_writer()
         self._pictures = PictureReader(settings.encoder, folder, self._sampled_pictures)
         self._live = {source.name for source in sources}
         self._read = self._written = self._removed = self._unchanged = 0
@@ -141,16 +144,24 @@ class _Builder:
     def _agree(self) -> None:
         """Remember the settings. Raises ConfigError when the corpus was made with others."""
         open_encoder(self._settings.encoder, self._folder)  # before a name is kept that cannot be used
+        milvus = None if self._settings.milvus is None else dict(self._settings.milvus.as_json())
+        given = {"encoder": self._settings.encoder, "stemmer": self._settings.stemmer, "milvus": milvus}
+        is_new = self._catalogue.setting("encoder") is None
         with self._catalogue.transaction():
-            for name, value in (("encoder", self._settings.encoder), ("stemmer", self._settings.stemmer)):
+            for name, value in given.items():
                 made_with = self._catalogue.setting(name)
-                if made_with is None:
+                if is_new:
                     self._catalogue.set(name, value)
                 elif made_with != value:
                     raise ConfigError(
                         f"{self._folder}, {name}: expected {made_with!r}, which it was made with, got {value!r}; "
                         "keep it or build another corpus"
                     )
+
+    def _opened_writer(self) -> Writer:
+        if self._settings.milvus is not None:
+            return MilvusWriter(self._settings.milvus, self._settings.stemmer)
+        return FilesWriter(self._folder, self._catalogue, self._settings.stemmer)
 
     def close(self) -> None:
         """Free everything."""
@@ -229,7 +240,7 @@ class _Builder:
                 continue
             digest = row.document.digest
             if was is not None and was.digest == digest:
-                self._catalogue.update([(digest, reading.name, reading.number, was.id)])
+                self._catalogue.see_again(reading.name, reading.number, [was.id])
                 continue
             found[url] = _Candidate(reading, row.number, row.document, digest, None if was is None else was.id)
         return list(found.values())
@@ -237,7 +248,7 @@ class _Builder:
     def _write(self, candidates: list[_Candidate]) -> None:
         pictures = [one.document.picture for one in candidates if one.document.picture is not None]
         seen = iter(self._pictures.read(pictures, lambda done: self._watcher.pictures(done, len(pictures))))
-        entries, new, again = [], [], []
+        entries, rows = [], []
         next_id = self._catalogue.last_id() + 1
         for one in candidates:
             found = next(seen) if one.document.picture is not None else Seen()
@@ -248,13 +259,11 @@ class _Builder:
             number = one.known_id
             if number is None:
                 number, next_id = next_id, next_id + 1
-                new.append((number, one.document.url, one.digest, one.reading.name, one.reading.number))
-            else:
-                again.append((one.digest, one.reading.name, one.reading.number, number))
+            source, url = one.reading, one.document.url
+            rows.append(DocumentRow(number, url, one.digest, source.name, source.number, bool(found.vector)))
             entries.append(Entry(number, one.document, found.thumbnail, found.vector))
-        self._catalogue.insert(new)
-        self._catalogue.update(again)
-        self._writer.remove([row[-1] for row in again])
+        self._catalogue.put(rows)
+        self._writer.remove([one.known_id for one in candidates if one.known_id is not None])
         self._writer.add(entries)
         self._written += len(entries)
 
@@ -269,9 +278,9 @@ class _Builder:
         documents, pictures = self._catalogue.counts()
         encoder = open_encoder(self._settings.encoder, self._folder) if pictures else None
         identity = "" if encoder is None else encoder.identity
-        Manifest(documents, pictures, self._settings.encoder, identity, self._settings.stemmer, vectors).write(
-            self._folder
-        )
+        milvus = None if self._settings.milvus is None else self._settings.milvus.as_json()
+        made = (self._settings.encoder, identity, self._settings.stemmer, vectors, milvus)
+        Manifest(documents, pictures, *made).write(self._folder)
         _remove_old_vectors(self._folder, vectors)
 
     def _sampled_pictures(self) -> list[Image]:

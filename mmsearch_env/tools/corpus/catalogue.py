@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS sources (
     skipped INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS documents (
     id INTEGER PRIMARY KEY, url TEXT UNIQUE NOT NULL, digest BLOB NOT NULL, source TEXT NOT NULL,
-    pass INTEGER NOT NULL);
+    pass INTEGER NOT NULL, pictured INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source, pass);
 CREATE TABLE IF NOT EXISTS pictures (
     document INTEGER PRIMARY KEY, title TEXT NOT NULL, url TEXT NOT NULL, thumbnail BLOB NOT NULL,
@@ -63,6 +63,18 @@ class Known:
     id: int
     digest: bytes
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRow:
+    """A document as it is kept: ``number`` is the pass over ``source`` that saw it last."""
+
+    id: int
+    url: str
+    digest: bytes
+    source: str
+    number: int
+    is_pictured: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +200,15 @@ class Catalogue:
         self._database.execute("UPDATE documents SET digest = x''")
         self._database.execute("UPDATE sources SET state = ''")
 
-    def insert(self, rows: Iterable[tuple[int, str, bytes, str, int]]) -> None:
-        """New documents: id, address, digest, source, pass."""
-        self._database.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
+    def put(self, rows: Iterable[DocumentRow]) -> None:
+        """Write documents, in place of what was known of them."""
+        values = [(row.id, row.url, row.digest, row.source, row.number, int(row.is_pictured)) for row in rows]
+        self._database.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)", values)
 
-    def update(self, rows: Iterable[tuple[bytes, str, int, int]]) -> None:
-        """Known documents seen again: digest, source, pass, id."""
-        self._database.executemany("UPDATE documents SET digest = ?, source = ?, pass = ? WHERE id = ?", rows)
+    def see_again(self, source: str, number: int, ids: Sequence[int]) -> None:
+        """Documents that a pass over a source found as they were."""
+        values = [(source, number, one) for one in ids]
+        self._database.executemany("UPDATE documents SET source = ?, pass = ? WHERE id = ?", values)
 
     def stale(self, source: str, number: int) -> list[int]:
         """Ids of a source's documents that this pass over it has not seen."""
@@ -224,7 +238,7 @@ class Catalogue:
 
     def counts(self) -> tuple[int, int]:
         """Documents and pictures."""
-        query = "SELECT (SELECT COUNT(*) FROM documents), (SELECT COUNT(*) FROM pictures)"
+        query = "SELECT COUNT(*), COALESCE(SUM(pictured), 0) FROM documents"
         documents, pictures = self._database.execute(query).fetchone()
         return int(documents), int(pictures)
 

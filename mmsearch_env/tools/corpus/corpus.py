@@ -18,6 +18,7 @@ from mmsearch_env.images import FULL_FRAME, BBox, Image
 from mmsearch_env.tools.corpus.catalogue import Catalogue
 from mmsearch_env.tools.corpus.encoders import ImageEncoder, open_encoder
 from mmsearch_env.tools.corpus.manifest import FILE, Manifest, read_manifest
+from mmsearch_env.tools.corpus.milvus import MilvusEngine, MilvusPlace
 from mmsearch_env.tools.corpus.text_store import TextStore
 from mmsearch_env.tools.corpus.vectors import Vectors
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, TextQuery
@@ -116,7 +117,7 @@ class Corpus:
         self._looked = time.monotonic()
         self._changed_ns = _changed_ns(folder)
         self.manifest = read_manifest(folder)
-        self.engine: Engine = FilesEngine(folder, self.manifest)
+        self.engine = _engine_of(folder, self.manifest)
 
     def refresh(self) -> bool:
         """Open what a build has published meanwhile; whether there was anything. Looks every few seconds only."""
@@ -128,8 +129,18 @@ class Corpus:
         if changed_ns == self._changed_ns:
             return False
         self.manifest, self._changed_ns = read_manifest(self.folder), changed_ns
-        self.engine = FilesEngine(self.folder, self.manifest)
+        self.engine = _engine_of(self.folder, self.manifest)
         return True
+
+
+def _engine_of(folder: Path, manifest: Manifest) -> Engine:
+    if manifest.milvus is None:
+        return FilesEngine(folder, manifest)
+    try:
+        place = MilvusPlace(**manifest.milvus)
+    except TypeError as error:
+        raise DataError(f"{folder}: expected uri and collection of a Milvus server, got {manifest.milvus}") from error
+    return MilvusEngine(place, manifest.stemmer)
 
 
 def _changed_ns(folder: Path) -> int:

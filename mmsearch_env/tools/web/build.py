@@ -170,14 +170,14 @@ def build_page_tool(settings: Mapping[str, Any]) -> SearchTool:
     return WebPages(reader, _summariser(given.summariser, reader, budget), Answers(cache))
 
 
-def build_server_tool(settings: Mapping[str, Any]) -> SearchTool:
+def build_server_tool(kind: ActionKind, settings: Mapping[str, Any]) -> SearchTool:
     """The client of a search server; settings are ``base_url``, a key's place and ``limits``. Raises ConfigError."""
     wanted = _known(settings, ("base_url", "key_variable", "key_file", "limits"), "tool 'server'")
     if not wanted.get("base_url"):
         raise ConfigError("tool 'server': expected base_url, the address of your server, got none")
     limits = _made(ServiceLimits, {"max_bytes": 50_000_000, **wanted.get("limits", {})}, "tool 'server', limits")
     client = HttpClient("search server", judge=judge_server, limits=limits)
-    return ServerSearch(client, str(wanted["base_url"]), _optional_key(wanted))
+    return ServerSearch(kind, client, str(wanted["base_url"]), _optional_key(wanted))
 
 
 def _reader(spec: str | Mapping[str, Any], policy: FetchPolicy, budget: Budget) -> PageReader | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmsearch_env.actions import ActionKind
-from mmsearch_env.errors import ImageError, ServiceCode, ServiceError, ToolError, ToolTimeout
+from mmsearch_env.errors import ImageError, ServiceCode, ServiceError, ToolError, ToolTimeout, ToolUnavailable
 from mmsearch_env.net.client import Call, HttpClient, Key, Reply
 from mmsearch_env.net.secret import Secret
 from mmsearch_env.tools.search_tool import ImageQuery, PageQuery, Query, SearchResult, TextQuery
@@ -20,9 +20,10 @@ _KINDS: dict[type[Query], ActionKind] = {
 class ServerSearch:
     """A :class:`~mmsearch_env.tools.search_tool.SearchTool` that asks a search server, which keeps and limits."""
 
-    def __init__(self, client: HttpClient, base_url: str, secret: Secret | None = None) -> None:
+    def __init__(self, kind: ActionKind, client: HttpClient, base_url: str, secret: Secret | None = None) -> None:
         """
         Args:
+            kind: of the searches it makes.
             client: its connections, with :func:`judge`.
             base_url: where the server is.
             secret: the token it asks for; None for none.
@@ -30,16 +31,15 @@ class ServerSearch:
         self.name = "search server"
         self._client = client
         self._key = None if secret is None else Key(secret, "header", "Authorization", "Bearer ")
-        self._urls = {
-            kind: endpoint(base_url, f"/v1/{kind.value}", with_key=secret is not None)
-            for kind in (ActionKind.TEXT_SEARCH, ActionKind.IMAGE_SEARCH, ActionKind.VISIT_PAGE)
-        }
+        self._kind = kind
+        self._url = endpoint(base_url, f"/v1/{kind.value}", with_key=secret is not None)
 
     async def search(self, query: Query, *, top_k: int) -> SearchResult:
         """What the server's tool finds. Raises ToolError: also what the server's tool raised."""
-        kind = _KINDS[type(query)]
+        if _KINDS[type(query)] is not self._kind:
+            raise ToolUnavailable(f"{self.name}: expected a query for {self._kind}, got {type(query).__name__}")
         body = {"query": query_to_json(query), "top_k": top_k}
-        reply = await self._client.send(Call("POST", self._urls[kind], body=body, key=self._key))
+        reply = await self._client.send(Call("POST", self._url, body=body, key=self._key))
         try:
             return result_from_json(reply.data)
         except (KeyError, TypeError, ValueError, ImageError) as error:

@@ -13,15 +13,19 @@ from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, Se
 from mmsearch_env.tools.web.query_parts import as_jpeg
 
 THUMBNAIL_BYTES = 200_000
+MAX_TEXT = 2000
+"""Longest text of a request, in characters; a client cuts what is longer."""
+MAX_ID = 500
+"""Longest id of a question in a request, in characters."""
 
 
 def query_to_json(query: Query) -> dict[str, Any]:
     """A query as the body of a request."""
-    about = {"question_id": query.question_id, "question_text": query.question_text}
+    about = {"question_id": query.question_id[:MAX_ID], "question_text": query.question_text[:MAX_TEXT]}
     if isinstance(query, TextQuery):
-        return {"text": query.text, **about}
+        return {"text": query.text[:MAX_TEXT], **about}
     if isinstance(query, PageQuery):
-        return {"url": query.url, **about}
+        return {"url": query.url[:MAX_TEXT], **about}
     picture = base64.b64encode(query.image.to_png()).decode()
     return {"image": picture, "bbox": list(query.bbox), **about}
 
