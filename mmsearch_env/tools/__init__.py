@@ -66,7 +66,9 @@ def _local(kind: ActionKind, world: World | None, *, cache_dir: str | None = Non
     return LocalTextSearch(world.pages, folder)
 
 
-def _corpus(kind: ActionKind, world: World | None, *, path: str, snippet_characters: int = 300) -> SearchTool:
+def _corpus(
+    kind: ActionKind, world: World | None, *, path: str, snippet_characters: int = 300, ranking: str = "picture"
+) -> SearchTool:
     """A corpus of one's own, built by ``python -m mmsearch_env index``."""
     from mmsearch_env.tools.corpus.corpus import Corpus, CorpusImageSearch, CorpusPages, CorpusTextSearch
 
@@ -75,9 +77,9 @@ def _corpus(kind: ActionKind, world: World | None, *, path: str, snippet_charact
     corpus = Corpus(Path(path).expanduser())
     if kind is ActionKind.VISIT_PAGE:
         return CorpusPages(corpus)
-    return (
-        CorpusImageSearch(corpus) if kind is ActionKind.IMAGE_SEARCH else CorpusTextSearch(corpus, snippet_characters)
-    )
+    if kind is ActionKind.IMAGE_SEARCH:
+        return CorpusImageSearch(corpus, ranking, snippet_characters)
+    return CorpusTextSearch(corpus, snippet_characters)
 
 
 def _fake(kind: ActionKind, world: World | None, **settings: Any) -> SearchTool:

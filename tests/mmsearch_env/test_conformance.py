@@ -24,9 +24,10 @@ from mmsearch_env.images import Image
 from mmsearch_env.server.app import SearchServer, ServerSettings
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.corpus.build import CorpusSettings, build_corpus
+from mmsearch_env.tools.corpus.fusion import fused
 from mmsearch_env.tools.corpus.milvus import MilvusPlace
 from mmsearch_env.tools.corpus.sources import find_sources
-from mmsearch_env.tools.search_tool import ImageQuery, PageQuery, Query, SearchResult, SearchTool, TextQuery
+from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, SearchTool, TextQuery
 from mmsearch_env.worlds import load_world
 from mmsearch_env.worlds.pictures import disturbed
 
@@ -288,6 +289,32 @@ def test_a_tool_may_be_closed_twice_and_used_again(tools: Tools) -> None:
 
     asyncio.run(twice())
     assert tools.ask(TextQuery("capital")).hits
+
+
+def test_the_questions_words_may_rank_pictures_too(tmp_path: Path, table: Path, milvus: str) -> None:
+    first, other = WORLD.entities[2], WORLD.entities[8]
+    assert first.drawing is not None
+    words = f"currency of {other.name}"
+    for place in (None, MilvusPlace(milvus, "fused")):
+        spec = corpus(tmp_path / f"c-{place is None}", table, place)
+        tool = build_tool(ActionKind.IMAGE_SEARCH, {**spec, "ranking": "picture_and_words"})
+        found = Tools(tool, tool, tool).ask(ImageQuery(first.drawing.draw(120), question_text=words), top_k=6)
+        assert entity_page(2)[1] in [hit.url for hit in found.hits[:4]]
+        assert any(other.name in hit.snippet for hit in found.hits[:4])
+        plain = build_tool(ActionKind.IMAGE_SEARCH, spec)
+        alone = Tools(plain, plain, plain).ask(ImageQuery(first.drawing.draw(120), question_text=words), top_k=6)
+        assert not any(hit.snippet for hit in alone.hits)
+    with pytest.raises(ConfigError, match="expected one of picture, picture_and_words, got 'words'"):
+        build_tool(ActionKind.IMAGE_SEARCH, {**spec, "ranking": "words"})
+
+
+def test_two_rankings_are_fused_by_their_ranks() -> None:
+    a, b, c = (Hit(name, name) for name in "abc")
+    passage = Hit("b", "b", "said", 9.0)
+    found = fused([[a, b], [passage, c]], 3)
+    assert [hit.url for hit in found] == ["b", "a", "c"]
+    assert found[0].score == pytest.approx(1 / 62 + 1 / 61) and found[0].snippet == "said"
+    assert [hit.url for hit in fused([[a, b], [passage, c]], 1)] == ["b"]
 
 
 # --- Milvus alone ----------------------------------------------------------------------------------------------------

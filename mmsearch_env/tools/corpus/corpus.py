@@ -13,10 +13,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from mmsearch_env.errors import DataError, ToolUnavailable
+from mmsearch_env.errors import ConfigError, DataError, ToolUnavailable
 from mmsearch_env.images import FULL_FRAME, BBox, Image
 from mmsearch_env.tools.corpus.catalogue import Catalogue
 from mmsearch_env.tools.corpus.encoders import ImageEncoder, open_encoder
+from mmsearch_env.tools.corpus.fusion import fused
 from mmsearch_env.tools.corpus.manifest import FILE, Manifest, read_manifest
 from mmsearch_env.tools.corpus.milvus import MilvusEngine, MilvusPlace
 from mmsearch_env.tools.corpus.text_store import TextStore
@@ -28,6 +29,10 @@ MAX_PAGE_CHARACTERS = 30_000
 """Characters of a page that are shown, as of a page of the web."""
 _INLINE_DOCUMENTS = 200_000
 """In a larger corpus a search may take milliseconds, so it is done beside the event loop."""
+RANKINGS = ("picture", "picture_and_words")
+"""What an image search ranks pages by."""
+_FUSED = 4
+"""Hits of each ranking that are fused, as a multiple of those wanted."""
 _LOOK_AGAIN_S = 2.0
 _THUMBNAILS_KEPT = 8192
 _VECTORS_KEPT = 4096
@@ -182,14 +187,21 @@ class CorpusImageSearch:
 
     name = "corpus image search"
 
-    def __init__(self, corpus: Corpus) -> None:
-        """Args: corpus: what is searched.
+    def __init__(self, corpus: Corpus, ranking: str = "picture", snippet_characters: int = 300) -> None:
+        """
+        Args:
+            corpus: what is searched.
+            ranking: ``"picture"``, or ``"picture_and_words"`` to rank pages that the question's words find as well.
+            snippet_characters: longest passage of a page that such words find.
 
         Raises:
-            ConfigError: its encoder is not installed.
+            ConfigError: its encoder is not installed, or the ranking is unknown.
             DataError: the encoder here makes other vectors than those of the corpus.
         """
+        if ranking not in RANKINGS:
+            raise ConfigError(f"tool 'corpus', ranking: expected one of {', '.join(RANKINGS)}, got {ranking!r}")
         self._corpus = corpus
+        self._ranking, self._snippet_characters = ranking, snippet_characters
         self._open_encoder()
 
     async def search(self, query: Query, *, top_k: int = 3) -> SearchResult:
@@ -206,11 +218,20 @@ class CorpusImageSearch:
             if self._vector_of is None or top_k < 1:
                 return SearchResult(())
             vector = await asyncio.to_thread(self._vector_of, query.image, query.bbox)
-            return SearchResult(tuple(await self._corpus.engine.by_vector(vector, top_k)))
+            return SearchResult(tuple(await self._ranked(vector, query.question_text, top_k)))
 
     async def aclose(self) -> None:
         """Free the engine's connections; may be called twice."""
         await self._corpus.engine.aclose()
+
+    async def _ranked(self, vector: np.ndarray, words: str, top_k: int) -> list[Hit]:
+        engine = self._corpus.engine
+        if self._ranking == "picture":
+            return await engine.by_vector(vector, top_k)
+        rankings = await asyncio.gather(
+            engine.by_vector(vector, _FUSED * top_k), engine.by_words(words, _FUSED * top_k, self._snippet_characters)
+        )
+        return fused(rankings, top_k)
 
     def _open_encoder(self) -> None:
         manifest = self._corpus.manifest
