@@ -18,6 +18,8 @@ from mmsearch_env.net.secret import Secret, read_secret
 from mmsearch_env.rendering import plain
 from mmsearch_env.search import parsed_backend
 from mmsearch_env.tools import build_tool
+from mmsearch_env.tools.web.build import PICTURE_KEY
+from mmsearch_env.tools.web.picture_host import PictureHost
 from mmsearch_env.worlds import load_world
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pages", default="local", metavar="BACKEND", help="name or JSON of the page reader (local)")
     parser.add_argument("--world", default="atlas", help="what local back ends search (atlas)")
     parser.add_argument("--token-file", type=Path, help=f"file with the token clients show, else ${TOKEN_VARIABLE}")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="show a picture_host's pictures (none)")
+    parser.add_argument("--picture-key-file", type=Path, help=f"file with the key that signs, else ${PICTURE_KEY}")
     parser.add_argument("--max-searches", type=int, default=256, help="searches at once (%(default)s)")
     parser.add_argument("--max-body-mb", type=float, default=20.0, help="largest request in megabytes (%(default)s)")
     parser.add_argument("--timeout-s", type=float, default=30.0, help="seconds for one search (%(default)s)")
@@ -52,6 +56,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"serve: {wanted}") from error
     settings = ServerSettings(
         token=_token(arguments),
+        pictures=_pictures(arguments),
         max_body_bytes=int(arguments.max_body_mb * 1e6),
         max_searches=arguments.max_searches,
         timeout_s=arguments.timeout_s,
@@ -102,6 +107,13 @@ def _token(arguments: argparse.Namespace) -> Secret | None:
         file = None if arguments.token_file is None else str(arguments.token_file)
         return read_secret(variable=TOKEN_VARIABLE, file=file)
     return None
+
+
+def _pictures(arguments: argparse.Namespace) -> PictureHost | None:
+    if arguments.pictures is None:
+        return None
+    file = None if arguments.picture_key_file is None else str(arguments.picture_key_file)
+    return PictureHost(arguments.pictures.expanduser(), read_secret(variable=PICTURE_KEY, file=file))
 
 
 def _is_loopback(host: str) -> bool:

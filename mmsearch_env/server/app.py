@@ -5,6 +5,7 @@ POST /v1/text_searches  POST /v1/image_searches    several at once; a failed one
 POST /v1/visit_page                                what a page says
 POST /retrieve                                     Search-R1's protocol
 GET  /  /openapi.json  /healthz  /metrics
+GET  /pictures/NAME                                a picture, for who has its signed address
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mmsearch_env.server.checking import BadRequest, BodyChecker
 from mmsearch_env.server.measuring import Measures
 from mmsearch_env.server.openapi import document
 from mmsearch_env.tools.search_tool import Query, SearchResult, SearchTool, TextQuery
+from mmsearch_env.tools.web.picture_host import PATH, PictureHost
 from mmsearch_env.tools.web.wire import image_query, page_query, result_to_json, text_query
 
 _OPEN_PATHS = frozenset({"/", "/healthz"})
@@ -46,12 +48,14 @@ class ServerSettings:
 
     Attributes:
         token: what a client has to show; None asks for none.
+        pictures: whose pictures are shown to whoever has a signed address; None shows none.
         max_body_bytes: largest request.
         max_searches: searches at once; further requests are answered with 429.
         timeout_s: seconds for one search.
     """
 
     token: Secret | None = None
+    pictures: PictureHost | None = None
     max_body_bytes: int = 20_000_000
     max_searches: int = 256
     timeout_s: float = 30.0
@@ -86,6 +90,8 @@ class SearchServer:
         app.router.add_get("/openapi.json", self._shown_document)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._metrics)
+        if self.settings.pictures is not None:
+            app.router.add_get(PATH + "/{name}", self._picture)
         app.on_shutdown.append(self._drain)
         app.on_cleanup.append(self._close_tools)
         return app
@@ -166,6 +172,14 @@ class SearchServer:
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.measures.exposition(), headers={"Content-Type": self.measures.content_type})
 
+    async def _picture(self, request: web.Request) -> web.StreamResponse:
+        assert self.settings.pictures is not None
+        signed = (request.match_info["name"], request.query.get("until", ""), request.query.get("signature", ""))
+        body = await asyncio.to_thread(self.settings.pictures.opened, *signed)
+        if body is None:
+            raise web.HTTPNotFound(text="no such picture")
+        return web.Response(body=body, content_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff"})
+
     @web.middleware
     async def _measured(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         begin = time.perf_counter()
@@ -196,7 +210,9 @@ class SearchServer:
     @web.middleware
     async def _authorised(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         token = self.settings.token
-        if token is not None and request.path not in _OPEN_PATHS:
+        # A picture's address is signed.
+        is_open = request.path in _OPEN_PATHS or request.path.startswith(f"{PATH}/")
+        if token is not None and not is_open:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, f"Bearer {token.reveal()}".encode()):
                 return _error(401, _told("auth", "expected the header Authorization: Bearer TOKEN, got another"))

@@ -132,8 +132,16 @@ def serper() -> FakeService:
         rows = [{"title": t, "link": u, "snippet": s, "position": n} for n, (t, u, s) in enumerate(ROWS, 1)]
         return 200, {}, {"searchParameters": {"q": seen["body"]["q"]}, "organic": rows, "credits": 1}
 
+    def lens(seen: Mapping[str, Any]) -> Answer:
+        if seen["headers"].get("x-api-key") != KEY:
+            return 403, {}, {"message": "Unauthorized. Sign up for a free account.", "statusCode": 403}
+        if not isinstance(seen["body"], dict) or not str(seen["body"].get("url", "")).startswith("http"):
+            return 400, {}, {"message": "Missing url parameter", "statusCode": 400}
+        pages = [{"title": t, "link": u, "source": "x", "imageUrl": None} for t, u, _ in ROWS]
+        return 200, {}, {"organic": [{"title": "no link"}, *pages], "credits": 3}
+
     return FakeService(
-        {("POST", "/search"): search},
+        {("POST", "/search"): search, ("POST", "/lens"): lens},
         {
             "empty": (200, {}, {"organic": [], "credits": 1}),
             "rate": (429, {}, {"message": "Too many requests", "statusCode": 429}),

@@ -25,17 +25,20 @@ from mmsearch_env.tools.search_tool import SearchTool
 from mmsearch_env.tools.web.answers import Answers
 from mmsearch_env.tools.web.brave import BraveSearch
 from mmsearch_env.tools.web.engine import Engine
+from mmsearch_env.tools.web.picture_host import PictureHost, checked_public_url
 from mmsearch_env.tools.web.search_r1 import SearchR1Retriever
 from mmsearch_env.tools.web.search_server import ServerSearch
 from mmsearch_env.tools.web.search_server import judge as judge_server
-from mmsearch_env.tools.web.searxng import SearxngSearch
+from mmsearch_env.tools.web.searxng import SearxngImages, SearxngSearch
 from mmsearch_env.tools.web.serpapi import SerpApiGoogle, SerpApiLens
-from mmsearch_env.tools.web.serper import SerperSearch
+from mmsearch_env.tools.web.serper import SerperLens, SerperSearch
 from mmsearch_env.tools.web.tavily import TavilySearch
 from mmsearch_env.tools.web.web_pages import WebPages
 from mmsearch_env.tools.web.web_search import Service, WebImageSearch, WebTextSearch
 
 T = TypeVar("T")
+PICTURE_KEY = "MMSEARCH_PICTURE_KEY"
+"""Environment variable with the key that signs the addresses of pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class WebSettings:
         budget: ``max_calls``, ``max_usd``, ``ledger``; see :class:`~mmsearch_env.net.budget.Budget`.
         limits: see :class:`~mmsearch_env.net.client.ServiceLimits`.
         fetch: of pages and thumbnails; see :class:`~mmsearch_env.net.fetch.FetchPolicy`.
+        picture_host: image search by serper and searxng: ``folder``, ``public_url``, ``lives_s``, and a signing key's
+            place; see :class:`~mmsearch_env.tools.web.picture_host.PictureHost`.
     """
 
     key_variable: str = ""
@@ -70,6 +75,7 @@ class WebSettings:
     budget: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
     fetch: Mapping[str, Any] = field(default_factory=dict)
+    picture_host: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_web_tool(kind: ActionKind, name: str, settings: Mapping[str, Any]) -> SearchTool:
@@ -117,6 +123,10 @@ def _serper(given: WebSettings, limits: ServiceLimits) -> Engine:
     return SerperSearch(_key(given, "SERPER_API_KEY"), **_place(given), limits=limits)
 
 
+def _serper_lens(given: WebSettings, limits: ServiceLimits) -> Engine:
+    return SerperLens(_key(given, "SERPER_API_KEY"), _picture_host(given, "serper"), **_place(given), limits=limits)
+
+
 def _brave(given: WebSettings, limits: ServiceLimits) -> Engine:
     return BraveSearch(_key(given, "BRAVE_API_KEY"), **_place(given), limits=limits)
 
@@ -131,6 +141,27 @@ def _tavily(given: WebSettings, limits: ServiceLimits) -> Engine:
 
 def _searxng(given: WebSettings, limits: ServiceLimits) -> Engine:
     return SearxngSearch(_url(given, "searxng"), given.language, given.engines, limits)
+
+
+def _searxng_images(given: WebSettings, limits: ServiceLimits) -> Engine:
+    engines = {"engines": given.engines} if given.engines else {}
+    return SearxngImages(_url(given, "searxng"), _picture_host(given, "searxng"), **engines, limits=limits)
+
+
+def _picture_host(given: WebSettings, name: str) -> PictureHost:
+    where = f"tool {name!r}, picture_host"
+    wanted = _known(given.picture_host, ("folder", "public_url", "lives_s", "key_variable", "key_file"), where)
+    if missing := {"folder", "public_url"} - wanted.keys():
+        raise ConfigError(
+            f"{where}: expected {' and '.join(sorted(missing))}, got none; this service only takes a picture's public "
+            "address. Serve a folder with: python -m mmsearch_env serve --pictures FOLDER"
+        )
+    lives_s = wanted.get("lives_s", 900.0)
+    if isinstance(lives_s, bool) or not isinstance(lives_s, (int, float)) or not lives_s >= 1:
+        raise ConfigError(f"{where}, lives_s: expected at least 1 second, got {lives_s!r}")
+    secret = read_secret(variable=str(wanted.get("key_variable", PICTURE_KEY)), file=wanted.get("key_file"))
+    folder = Path(str(wanted["folder"])).expanduser()
+    return PictureHost(folder, secret, checked_public_url(str(wanted["public_url"])), float(lives_s))
 
 
 def _search_r1(given: WebSettings, limits: ServiceLimits) -> Engine:
@@ -152,7 +183,11 @@ _TEXT_ENGINES: Mapping[str, _EngineBuilder] = {
     "searxng": _searxng,
     "search_r1": _search_r1,
 }
-_IMAGE_ENGINES: Mapping[str, _EngineBuilder] = {"serpapi": _serpapi_lens}
+_IMAGE_ENGINES: Mapping[str, _EngineBuilder] = {
+    "serpapi": _serpapi_lens,
+    "serper": _serper_lens,
+    "searxng": _searxng_images,
+}
 WEB_TOOLS = tuple(dict.fromkeys([*_TEXT_ENGINES, *_IMAGE_ENGINES]))
 """Names that :func:`build_web_tool` knows."""
 
