@@ -28,7 +28,7 @@ from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason, Trajectory
-from agents.workflows import REASON_END, parted
+from agents.workflows import parted
 from mmsearch_env.errors import ConfigError, ImageError, PolicyError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,15 +153,16 @@ class LMMPolicy:
             for index, found in enumerate(asked)
             if not isinstance(found, CannotReply) and found.request.script.action
         ]
+        ends = sorted({found.request.script.reason_end for _, found in scripted})
         reasons = self._sampler.sample(
             [found.row for _, found in scripted],
             [()] * len(scripted),
             # Not the seeds of what follows, or both would be drawn from the same numbers.
             [found.request.seed + 1 for _, found in scripted],
-            replace(self.limits, stop_tags=(*self.limits.stop_tags, REASON_END)),
+            replace(self.limits, stop_tags=(*self.limits.stop_tags, *ends)),
         )
         for (index, found), said in zip(scripted, reasons, strict=True):
-            reason, rest = parted(said.text)
+            reason, rest = parted(said.text, found.request.script.reason_end)
             # A token may hold more than the end of the reason; only then the reason is written anew without it.
             start = said.token_ids if reason and not rest else self.renderer.text_ids(reason)
             begun[index] = self._fitting(

@@ -19,10 +19,10 @@ import numpy as np
 
 from agents.policy import CannotReply, Policy, Reply, Request
 from agents.trajectory import Group, Trajectory, Turn
-from agents.workflows import ON_DEMAND, SCRIPTED_PROTOCOL, Workflow
+from agents.workflows import ON_DEMAND, Workflow
 from mmsearch_env import aio
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.errors import ConfigError, DataError
+from mmsearch_env.errors import DataError
 from mmsearch_env.questions import Question
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,6 @@ async def _rollout(
         """Play episodes one after another until none is left."""
         env = make_env()
         try:
-            _check_protocol(env, workflow)
             for number, (position, member) in remaining:
                 episode_seed = _seed_of(seed, questions[position], earlier[position], member)
                 trajectory = await _play(env, table, number, questions[position], episode_seed, workflow)
@@ -145,7 +144,7 @@ async def _play(
     turns: list[Turn] = []
     terminated = False
     while not terminated:
-        script = workflow.script(len(turns))
+        script = workflow.script(len(turns), env.protocol)
         request = Request(env.conversation, env.new_messages, tuple(turns), _draw(seeds, 1 + len(turns)), script)
         reply = await table.reply(number, request)
         if isinstance(reply, CannotReply):
@@ -221,14 +220,6 @@ def times_before(values: Sequence[Hashable]) -> list[int]:
         times.append(seen[value])
         seen[value] += 1
     return times
-
-
-def _check_protocol(env: MMSearchEnv, workflow: Workflow) -> None:
-    """Raises ConfigError for scripted actions that the environment could not read."""
-    protocol = env.settings.protocol
-    if workflow.scripts and protocol != SCRIPTED_PROTOCOL:
-        written = f"got {workflow.name}, whose actions are written in {SCRIPTED_PROTOCOL}"
-        raise ConfigError(f"workflow: expected on_demand under the protocol {protocol}, {written}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -40,6 +40,8 @@ def random_policy(answers: Sequence[str], queries: Sequence[str]) -> ScriptedPol
 
 
 def _scripted(request: Request, say: Callable[[Request], str]) -> str:
-    reason, said = parted(say(request))
     action = request.script.action
+    if not action:
+        return say(request)
+    reason, said = parted(say(request), request.script.reason_end)
     return reason + action if request.script.is_whole else reason + action + said.removeprefix(action)

@@ -11,29 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-SCRIPTED_PROTOCOL = "mmsearch_r1"
-"""The protocol in which scripted actions are written."""
-REASON_END = "</reason>"
-"""Where a turn's reason ends; a scripted action follows it."""
+from mmsearch_env.actions import ActionKind
+from mmsearch_env.protocols import Protocol
 
 
-def parted(said: str) -> tuple[str, str]:
+def parted(said: str, reason_end: str) -> tuple[str, str]:
     """A completion's reason, "" if it gives none that ends, and the rest."""
-    reason, end, rest = said.partition(REASON_END)
+    reason, end, rest = said.partition(reason_end)
     return (reason + end, rest) if end else ("", said)
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a turn does after its reason.
+    """What a turn does after its reason, in a protocol's words.
 
     Attributes:
         action: the action, or how it begins; "" in free play.
         is_whole: whether that is all of it.
+        reason_end: what ends the reason that the action follows.
     """
 
     action: str = ""
     is_whole: bool = False
+    reason_end: str = ""
 
 
 FREE = Script()
@@ -46,22 +46,23 @@ class Workflow:
 
     Attributes:
         name: how reports call it.
-        scripts: what the turns do, first turn first; later turns are free.
+        kinds: what the turns do, first turn first; later turns are free.
         rules: limits of the environment that differ under this workflow.
     """
 
     name: str
-    scripts: tuple[Script, ...] = ()
+    kinds: tuple[ActionKind, ...] = ()
     rules: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
-    def script(self, turn: int) -> Script:
+    def script(self, turn: int, protocol: Protocol) -> Script:
         """The script of turn number ``turn``, counted from 0; free play after the last."""
-        return self.scripts[turn] if turn < len(self.scripts) else FREE
+        if turn >= len(self.kinds):
+            return FREE
+        kind = self.kinds[turn]
+        return Script(protocol.begun(kind), kind is ActionKind.IMAGE_SEARCH, protocol.reason_end)
 
 
-_ANSWER = Script("<answer>")
-_LOOK = Script("<search><img></search>", is_whole=True)
-_READ = Script("<text_search>")
+_ANSWER, _LOOK, _READ = ActionKind.ANSWER, ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH
 
 ON_DEMAND = Workflow("on_demand")
 """The policy decides in every turn."""

@@ -20,6 +20,7 @@ from typing import ClassVar, assert_never
 from mmsearch_env.actions import (
     MAX_ACTION_CHARS,
     Action,
+    ActionKind,
     Answer,
     ImageSearch,
     Malformed,
@@ -45,6 +46,12 @@ _FORMS = (
     ("<reason>", "</reason>", "<visit>", "</visit>"),
     ("<reason>", "</reason>", "<answer>", "</answer>"),
 )
+_BEGUN = {
+    ActionKind.ANSWER: "<answer>",
+    ActionKind.IMAGE_SEARCH: "<search><img></search>",
+    ActionKind.TEXT_SEARCH: "<text_search>",
+    ActionKind.VISIT_PAGE: "<visit>",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class MMSearchR1(Telling):
     """The paper's grammar with a prompt set."""
 
     result_tags: ClassVar[tuple[str, str]] = ("<information>", "</information>")
+    reason_end: ClassVar[str] = "</reason>"
 
     def parse(self, text: str) -> Action:
         """What a completion means. Never raises."""
@@ -96,6 +104,10 @@ class MMSearchR1(Telling):
                 return ""
             case _:
                 assert_never(action)
+
+    def begun(self, kind: ActionKind) -> str:
+        """How an action of this kind begins."""
+        return _BEGUN[kind]
 
     def neutralise(self, text: str) -> str:
         """``text`` with the ``<`` of every tag of the grammar turned into ``‹``, and nothing else changed."""

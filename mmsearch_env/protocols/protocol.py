@@ -36,6 +36,13 @@ class Protocol(typing.Protocol):
         """The canonical, well-formed text of an action; ``parse`` gives the action back."""
         ...
 
+    reason_end: typing.ClassVar[str]
+    """What ends the reason of a completion; an action follows it."""
+
+    def begun(self, kind: ActionKind) -> str:
+        """How an action of this kind begins, up to what only the player can say; an image search is whole."""
+        ...
+
     def neutralise(self, text: str) -> str:
         """``text`` with every tag of the grammar made harmless and nothing else changed."""
         ...

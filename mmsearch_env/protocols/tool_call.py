@@ -48,6 +48,7 @@ class ToolCall(Telling):
     """JSON calls with a prompt set."""
 
     result_tags: ClassVar[tuple[str, str]] = ("<tool_response>", "</tool_response>")
+    reason_end: ClassVar[str] = "</think>"
 
     def parse(self, text: str) -> Action:
         """What a completion means. Never raises."""
@@ -92,6 +93,12 @@ class ToolCall(Telling):
                 return thought
             case _:
                 assert_never(action)
+
+    def begun(self, kind: ActionKind) -> str:
+        """How an action of this kind begins."""
+        if kind is ActionKind.IMAGE_SEARCH:
+            return _call(kind, {})
+        return _call(kind, {_ARGUMENT[kind]: ""}).removesuffix('"}}</tool_call>')
 
     def neutralise(self, text: str) -> str:
         """``text`` with the ``<`` of every tag of the grammar turned into ``‹``, and nothing else changed."""

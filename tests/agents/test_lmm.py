@@ -69,7 +69,7 @@ def scored(policy: LMMPolicy, trajectories: Sequence[Trajectory]) -> tuple[torch
 
 
 def test_the_trainer_scores_what_the_sampler_said(policy: LMMPolicy) -> None:
-    trainer, sampler, mask = scored(policy, play(policy, script=Script("<answer>")))
+    trainer, sampler, mask = scored(policy, play(policy, script=Script("<answer>", reason_end="</reason>")))
     assert mask.sum() > 60
     torch.testing.assert_close(trainer, sampler, atol=1e-4, rtol=0)
 
@@ -126,7 +126,7 @@ def test_control_and_picture_tokens_are_never_sampled() -> None:
 
 
 def test_a_scripted_beginning_is_seen_but_not_trained(policy: LMMPolicy) -> None:
-    played = play(policy, script=Script("<answer>"))[1]
+    played = play(policy, script=Script("<answer>", reason_end="</reason>"))[1]
     for turn in played.turns:
         begun = policy.renderer.decode(turn.completion.forced_ids)
         assert begun.endswith("<answer>") and turn.completion.text.startswith(begun)
@@ -141,7 +141,7 @@ def test_a_scripted_action_follows_a_reason_of_the_policys_own() -> None:
     for seed in range(24):
         (free,) = replies(policy, [replace(request, seed=seed + 1)])
         scripted = [
-            replies(policy, [replace(request, seed=seed, script=Script("<answer>", is_whole=whole))])[0].completion
+            replies(policy, [replace(request, seed=seed, script=Script("<answer>", whole, "</reason>"))])[0].completion
             for whole in (False, True)
         ]
         reason, said, _ = free.completion.text.partition("</reason>")
@@ -153,7 +153,9 @@ def test_a_scripted_action_follows_a_reason_of_the_policys_own() -> None:
 
 
 def test_a_whole_script_samples_nothing(policy: LMMPolicy) -> None:
-    request = Request((), (CONVERSATIONS[0][0],), (), seed=0, script=Script("<search><img></search>", is_whole=True))
+    request = Request(
+        (), (CONVERSATIONS[0][0],), (), seed=0, script=Script("<search><img></search>", True, "</reason>")
+    )
     (reply,) = replies(policy, [request])
     assert reply.completion.text == "<search><img></search>"
     assert reply.completion.token_ids == ()

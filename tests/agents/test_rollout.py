@@ -169,10 +169,20 @@ class Failing:
         """Nothing to free."""
 
 
-def test_a_scripted_plan_needs_the_protocol_it_is_written_in(questions: QuestionSet) -> None:
-    other = MMSearchEnv(world=WORLD, protocol="tool_call")
-    with pytest.raises(ConfigError, match="expected on_demand under the protocol tool_call, got fixed_rag"):
-        rollout(ScriptedPolicy(reader), lambda: other, questions[:1], group_size=1, seed=0, workflow=FIXED_RAG)
+def test_the_fixed_plan_is_played_in_json_calls_too(questions: QuestionSet) -> None:
+    def say(request: Request) -> str:
+        return '<think>hm</think>word"}}</tool_call>'
+
+    def make() -> MMSearchEnv:
+        return MMSearchEnv(world=WORLD, protocol="tool_call", **FIXED_RAG.rules)
+
+    groups = rollout(ScriptedPolicy(say), make, questions[:3], group_size=1, seed=0, workflow=FIXED_RAG)
+    for group in groups:
+        (played,) = group.trajectories
+        assert [turn.kind for turn in played.turns] == ["image_search", "text_search", "answer"]
+        assert all(turn.valid for turn in played.turns)
+        begun = '<think>hm</think><tool_call>{"name": "text_search", "arguments": {"query": "word"}}</tool_call>'
+        assert played.turns[1].completion.text == begun
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -273,7 +283,11 @@ def test_the_fixed_plan_always_searches_twice_and_the_direct_one_never(questions
 
 def test_a_script_follows_the_reason_of_a_scripted_policy() -> None:
     policy = ScriptedPolicy(lambda request: "<reason>r</reason><answer>x</answer>")
-    scripts = (Script(), Script("<answer>"), Script("<search><img></search>", is_whole=True))
+    scripts = (
+        Script(),
+        Script("<answer>", reason_end="</reason>"),
+        Script("<search><img></search>", True, "</reason>"),
+    )
     requests = [Request((), (), (), seed=0, script=script) for script in scripts]
     said = [reply.completion.text for reply in policy.generate(requests)]
     answered = "<reason>r</reason><answer>x</answer>"

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsearch_env import VisitPage
-from mmsearch_env.actions import Action, Answer, ImageSearch, Malformed, TextSearch
+from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch
 from mmsearch_env.env import MMSearchEnv
-from mmsearch_env.protocols import load_protocol
+from mmsearch_env.protocols import PROTOCOLS, load_protocol
 
 PROTOCOL = load_protocol("tool_call", "standard")
 
@@ -124,3 +124,20 @@ def test_retrieved_text_cannot_close_the_response() -> None:
     said = env.conversation[-1].text
     assert (said.count("<tool_response>"), said.count("</tool_response>")) == (1, 1)
     assert said.index("</tool_response>") > said.rindex("‹tool_call>")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("kind", ActionKind)
+def test_an_action_begins_as_the_protocol_says(name: str, kind: ActionKind) -> None:
+    protocol = load_protocol(name, "standard")
+    whole = {
+        ActionKind.ANSWER: Answer("x"),
+        ActionKind.IMAGE_SEARCH: ImageSearch(),
+        ActionKind.TEXT_SEARCH: TextSearch("x"),
+        ActionKind.VISIT_PAGE: VisitPage("x"),
+    }[kind]
+    written = protocol.format(whole, reason="r")
+    reason, end, action = written.partition(protocol.reason_end)
+    assert reason and end and action.startswith(protocol.begun(kind))
+    left = action.removeprefix(protocol.begun(kind))
+    assert left == "" if kind is ActionKind.IMAGE_SEARCH else left.startswith("x")
