@@ -27,6 +27,8 @@ from mmsearch_env.messages import ImagePart, Message, TextPart
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _SENTINEL = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_CONTROL_SHAPE = re.compile(r"<\|.+\|>|<｜.+｜>|\[/?[A-Z_]+\]")
+"""How families write control tokens, whether or not their tokeniser calls them special."""
 _SLOT_CACHE_SIZE = 4096
 
 
@@ -58,9 +60,11 @@ class ChatRenderer:
         """Tokens that stand for the pieces of a picture."""
         self.slot_ids = frozenset(probe)
         self.uses_token_types = "token_type_ids" in getattr(processor, "model_input_names", ())
-        self.control_ids = frozenset(self.tokenizer.all_special_ids) | self.slot_ids
+        hidden = self._hidden_control_tokens()
+        self.control_ids = frozenset((*self.tokenizer.all_special_ids, *self.slot_ids, *hidden.values()))
         """Tokens that may neither be sampled nor appear in a message's text."""
-        self._loud = self._control_pattern()
+        longest_first = sorted(hidden, key=len, reverse=True)
+        self._loud = re.compile("|".join(map(re.escape, longest_first))) if hidden else None
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """The tokens of a conversation's opening, up to where the assistant begins to speak."""
@@ -127,11 +131,15 @@ class ChatRenderer:
         closing = str(self.tokenizer.decode(ids[:1], clean_up_tokenization_spaces=False))
         return closing, frozenset(end for end in ends if end is not None)
 
-    def _control_pattern(self) -> re.Pattern[str] | None:
-        """Matches every added token that is a control token although the tokeniser does not call it special."""
+    def _hidden_control_tokens(self) -> dict[str, int]:
+        """Text and id of every added token that is a control token although the tokeniser does not call it special.
+
+        Those written as plain tags (``<tool_call>``) are left alone: the environment's own words use them, and its
+        protocols take them out of what was retrieved.
+        """
         slot_texts = {self.tokenizer.convert_ids_to_tokens(i) for i in self.slot_ids}
-        hidden = [t for t in slot_texts if len(t) > 1 and t in self.tokenizer.get_added_vocab()]
-        return re.compile("|".join(map(re.escape, hidden))) if hidden else None
+        added = self.tokenizer.get_added_vocab()
+        return {t: i for t, i in added.items() if len(t) > 1 and (t in slot_texts or _CONTROL_SHAPE.fullmatch(t))}
 
     # -- rendering ----------------------------------------------------------------------------------------------
 

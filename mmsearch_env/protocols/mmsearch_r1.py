@@ -29,12 +29,12 @@ from mmsearch_env.actions import (
     VisitPage,
 )
 from mmsearch_env.images import FULL_FRAME, clean_bbox
-from mmsearch_env.protocols.telling import Telling
+from mmsearch_env.protocols.telling import MODEL_TAGS, Telling
 
 _NAMES = "reason|search|img|text_search|visit|information|answer"
 # One expression reads tags and one disarms them; the second matches whatever the first does, and tags left open.
 _TAG = re.compile(rf"<\s*(?:/\s*)?(?:{_NAMES})\s*>", re.IGNORECASE)
-_TAG_START = re.compile(rf"<(?=\s*(?:/\s*)?(?:{_NAMES})(?![a-z0-9_]))", re.IGNORECASE)
+_TAG_START = re.compile(rf"<(?=\s*(?:/\s*)?(?:{_NAMES}|{MODEL_TAGS})(?![a-z0-9_]))", re.IGNORECASE)
 _REASON_OPENING = re.compile(r"<\s*reason\s*>", re.IGNORECASE)
 _REASON_CLOSING = re.compile(r"<\s*/\s*reason\s*>", re.IGNORECASE)
 _OPENING = re.compile(r"<\s*(search|text_search|visit|answer)\s*>", re.IGNORECASE)

@@ -19,6 +19,8 @@ MAX_TITLE_CHARS = 300
 """Longest page title shown, in characters."""
 MAX_SNIPPET_CHARS = 8_000
 """Longest passage shown, in characters."""
+MODEL_TAGS = "tool_call|tool_response|tools|think"
+"""Tags that models are trained on outside any grammar of ours: harmless in retrieved text in every protocol."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,9 @@ from mmsearch_env.actions import (
     VisitPage,
 )
 from mmsearch_env.images import FULL_FRAME, clean_bbox
-from mmsearch_env.protocols.telling import Telling
+from mmsearch_env.protocols.telling import MODEL_TAGS, Telling
 
-_NAMES = "tool_call|tool_response|think"
-_TAG_START = re.compile(rf"<(?=\s*(?:/\s*)?(?:{_NAMES})(?![a-z0-9_]))", re.IGNORECASE)
+_TAG_START = re.compile(rf"<(?=\s*(?:/\s*)?(?:{MODEL_TAGS})(?![a-z0-9_]))", re.IGNORECASE)
 _THOUGHT = re.compile(r"<\s*think\s*>.*?<\s*/\s*think\s*>", re.IGNORECASE | re.DOTALL)
 _CALL = re.compile(r"<\s*tool_call\s*>(.*?)<\s*/\s*tool_call\s*>", re.IGNORECASE | re.DOTALL)
 _OPENING = re.compile(r"<\s*tool_call\s*>", re.IGNORECASE)
