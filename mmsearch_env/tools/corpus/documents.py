@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ MAX_TITLE_CHARACTERS = 1_000
 """Longer titles are cut."""
 MAX_ADDRESS_CHARACTERS = 4_000
 """Longest address: the index cannot hold longer terms."""
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,14 @@ def document_of(row: Mapping[str, Any], file: Path, fallback_url: str) -> Docume
     Raises:
         DataError: a value is of a wrong type, there is neither text nor picture, or the picture cannot be read.
     """
-    text_column = _first(row, TEXT)
-    text = expect_text(row.get(text_column), text_column)
-    title = expect_text(row.get(_first(row, TITLE)), _first(row, TITLE))
+    text_column, text = _text(row, TEXT)
+    _, title = _text(row, TITLE)
     if not title and text_column == "contents":  # as in the corpora of Search-R1: the first line is the title
         title, _, text = text.partition("\n")
         title = title.strip().strip('"')
-    url = row.get(_first(row, ADDRESS))
-    picture = _picture(row.get(_first(row, PICTURE)), file)
+    _, url = _first(row, ADDRESS)
+    _, shown_picture = _first(row, PICTURE)
+    picture = None if shown_picture is None else _picture(shown_picture, file)
     if not text.strip() and picture is None:
         raise DataError(f"expected a text in one of {', '.join(TEXT)}, or a picture, got neither; drop the row")
     address = str(url) if isinstance(url, int) else expect_text(url, "url")
@@ -78,7 +80,7 @@ def document_of(row: Mapping[str, Any], file: Path, fallback_url: str) -> Docume
 
 def cleaned(document: Document) -> Document:
     """Cut to the limits, without what no file and no index can hold. Raises DataError for a bad address."""
-    if len(document.url) > MAX_ADDRESS_CHARACTERS or any(character < " " for character in document.url):
+    if len(document.url) > MAX_ADDRESS_CHARACTERS or _CONTROL.search(document.url):
         wanted = f"at most {MAX_ADDRESS_CHARACTERS} characters without control characters"
         raise DataError(f"expected an address of {wanted}, got {shown(document.url)}; shorten it")
     title = " ".join(document.title.split())[:MAX_TITLE_CHARACTERS]
@@ -90,8 +92,18 @@ def _valid(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return next((name for name in names if row.get(name) is not None), names[0])
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+    """The first column of these that a row has, and its value; None where it has none."""
+    for name in names:
+        if (value := row.get(name)) is not None:
+            return name, value
+    return names[0], None
+
+
+def _text(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, str]:
+    """The same for columns of text; "" where it has none. Raises DataError for anything else than a text."""
+    name, value = _first(row, names)
+    return name, expect_text(value, name)
 
 
 def _picture(value: object, file: Path) -> bytes | None:

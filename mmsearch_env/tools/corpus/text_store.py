@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ class TextStore:
         fields = (("text", 1.0), ("title", TITLE_BOOST))
         query = bm25.union(self._schema, ((field, (word,), boost) for word in words for field, boost in fields))
         found = self._searcher.search(query, top_k, count=False).hits
-        passages = bm25.tantivy().SnippetGenerator.create(self._searcher, query, self._schema, "text")
-        passages.set_max_num_chars(snippet_characters)
-        return [self._hit(score, address, passages, snippet_characters) for score, address in found]
+        documents = [(score, self._searcher.doc(address)) for score, address in found]
+        passages = _Passages(self._searcher, self._schema, query, snippet_characters)
+        return [
+            Hit(_only(document, "title"), _only(document, "url"), passages.best(document), float(score))
+            for score, document in documents
+        ]
 
     def page(self, url: str) -> Document | None:
         """The document at an address; None if there is none."""
@@ -68,13 +72,26 @@ class TextStore:
         document = self._searcher.doc(found[0][1])
         return Document(url, _only(document, "title"), _only(document, "text"))
 
-    def _hit(self, score: float, address: Any, passages: Any, snippet_characters: int) -> Hit:
-        document = self._searcher.doc(address)
+
+class _Passages:
+    """The passages of documents that fit a query best."""
+
+    def __init__(self, searcher: Any, schema: Any, query: Any, characters: int) -> None:
+        self._made_of = (searcher, query, schema, "text")
+        self._characters = characters
+
+    @cached_property
+    def _generator(self) -> Any:
+        generator = bm25.tantivy().SnippetGenerator.create(*self._made_of)
+        generator.set_max_num_chars(self._characters)
+        return generator
+
+    def best(self, document: Any) -> str:
+        """A short text whole; of a longer one the passage with the query's words, or how it begins if it has none."""
         text = passage = _only(document, "text")
-        if len(text) > snippet_characters:
-            # Empty where the words stand in the title alone.
-            passage = passages.snippet_from_doc(document).fragment() or text[:snippet_characters]
-        return Hit(_only(document, "title"), _only(document, "url"), " ".join(passage.split()), float(score))
+        if len(text) > self._characters:
+            passage = self._generator.snippet_from_doc(document).fragment() or text[: self._characters]
+        return " ".join(passage.split())
 
 
 class TextWriter:
