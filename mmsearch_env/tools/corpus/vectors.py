@@ -24,7 +24,7 @@ EXACT_ROWS = 50_000
 """Up to as many vectors all are compared: some milliseconds a query."""
 WANTED_RECALL = 0.97
 """Share of the true five nearest that the candidates must hold, on a sample of the vectors themselves."""
-CANDIDATES = 20
+CANDIDATES = 6
 """Vectors compared exactly, as a multiple of those wanted."""
 _STALE_SHARE = 0.2
 """Trained anew when as large a part has come or gone since."""
@@ -33,6 +33,7 @@ _SAMPLE = 200
 _TRAINED_PER_LIST = 64
 _BLOCK = 16_384
 _INFO = "coarse.json"
+_NO_ROWS: np.ndarray = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,13 @@ class Vectors:
     def __init__(self, folder: Path) -> None:
         """Open what :func:`write_vectors` wrote. Raises DataError when it is damaged, ConfigError without faiss."""
         try:
-            self._ids: np.ndarray = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-            self._matrix: np.ndarray = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+            self._ids = _mapped(folder / "ids.npy")
+            self._matrix = _mapped(folder / "vectors.npy")
             self.coarse = _coarse_of(folder)
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{folder}: expected vectors, got {error}; run the index command again") from error
-        first_exact, self._index = 0, None
+        first_exact = 0
+        self._index: Any = None
         if self.coarse is not None:
             first_exact = int(np.searchsorted(self._ids, self.coarse.last_id, side="right"))
             self._index = _opened(folder, self.coarse.probes)
@@ -88,16 +90,17 @@ class Vectors:
         if count < 1 or not len(self._ids):
             return []
         query = np.ascontiguousarray(query, dtype=np.float32)
-        rows = np.concatenate([self._candidates(query, count), self._exact(query, count)])
-        gaps = np.square(self._matrix[rows] - query).sum(axis=1)
+        rows = self._candidates(query, count) if self._index is not None else _NO_ROWS
+        if self._first_exact < len(self._ids):
+            rows = np.concatenate([rows, self._exact(query, count)])
+        apart = self._matrix[rows] - query
+        gaps = np.einsum("ij,ij->i", apart, apart)
         best = np.lexsort((rows, gaps))[:count]
         return [(int(self._ids[rows[i]]), float(gaps[i])) for i in best]
 
     def _exact(self, query: np.ndarray, count: int) -> np.ndarray:
         """Rows of the nearest among those the inverted file does not have."""
         tail = self._matrix[self._first_exact :]
-        if not len(tail):
-            return np.zeros(0, np.int64)
         gaps = self._tail_squares - np.float32(2.0) * (tail @ query)
         if count < len(gaps):
             return np.argpartition(gaps, count)[:count].astype(np.int64) + self._first_exact
@@ -105,13 +108,17 @@ class Vectors:
 
     def _candidates(self, query: np.ndarray, count: int) -> np.ndarray:
         """Rows that the inverted file proposes and that still exist."""
-        if self._index is None:
-            return np.zeros(0, np.int64)
         _, found = self._index.search(query[None], CANDIDATES * count)
         ids = found[0][found[0] >= 0]
         rows = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
         existing: np.ndarray = rows[self._ids[rows] == ids].astype(np.int64)
         return existing
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A file's array, left on disk. As a plain array: NumPy's own class for such files is slow to index."""
+    mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    return mapped
 
 
 def write_vectors(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]], *, rows: int, size: int) -> None:
