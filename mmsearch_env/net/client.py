@@ -309,11 +309,14 @@ class HttpClient:
         return None if rate is None else AsyncLimiter(max(1.0, rate), max(1.0, rate) / rate)
 
 
-_JITTER = tenacity.wait_random_exponential(multiplier=0.5, max=10.0)
+_AFTER_A_FAULT = tenacity.wait_random_exponential(multiplier=0.1, max=10.0)
+_AFTER_TOO_MANY = tenacity.wait_random_exponential(multiplier=0.5, max=10.0)
+"""Limits are counted by the second, faults pass at once or not so soon."""
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
     """Seconds before the next try: random, growing, and at least what the service asks for."""
     error = state.outcome.exception() if state.outcome is not None else None
     asked = getattr(error, "retry_after_s", None) or 0.0
-    return max(float(_JITTER(state)), float(asked))
+    is_too_many = getattr(error, "code", "") == ServiceCode.RATE_LIMITED
+    return max(float((_AFTER_TOO_MANY if is_too_many else _AFTER_A_FAULT)(state)), float(asked))

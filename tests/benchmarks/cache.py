@@ -1,7 +1,7 @@
-"""A kept answer of 1 KB against plain diskcache, which unpickles what it finds; and one flight for many who ask the same.
+"""A kept answer of 1 KB against plain diskcache, which unpickles what it finds; and one flight for many who ask.
 
-Both caches hold the same keys and bodies in folders of their own and are asked in turn: ours once from disk, with nothing
-in memory, and once from the hot set.
+Both caches hold the same keys and bodies in folders of their own and are asked in turn: ours once from disk, with
+nothing in memory, and once from the hot set.
 """
 
 from __future__ import annotations

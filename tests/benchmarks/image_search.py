@@ -1,8 +1,8 @@
 """The nearest of many vectors against bare faiss, and what encoding a picture takes.
 
-Vectors lie in clusters of few dimensions, as embeddings do; queries are stored vectors with noise. Bare faiss is the same
-inverted file (as many lists, as many of them looked into), once scalar-quantised and once with whole vectors. Up to some
-tens of thousands, all vectors are compared: against one matrix product.
+Vectors lie in clusters of few dimensions, as embeddings do; queries are stored vectors with noise. Bare faiss is the
+same inverted file (as many lists, as many of them looked into), once scalar-quantised and once with whole vectors. Up
+to some tens of thousands, all vectors are compared: against one matrix product.
 """
 
 from __future__ import annotations

@@ -113,7 +113,10 @@ def measured(documents: int, rounds: int, folder: Path) -> dict[str, Any]:
     plain = bare_search(index)
     loop = asyncio.new_event_loop()
     note("searching")
-    ours: Callable[[str], SearchResult] = lambda text: loop.run_until_complete(tool.search(TextQuery(text), top_k=TOP_K))  # noqa: E731
+
+    def ours(text: str) -> SearchResult:
+        return loop.run_until_complete(tool.search(TextQuery(text), top_k=TOP_K))
+
     agreeing = sum(bool(set(_urls(ours(query))) & {_url(found) for found in plain(query)}) for query in queries[:100])
     taken = in_turns(
         {"ours": [lambda q=q: ours(q) for q in queries], "tantivy": [lambda q=q: plain(q) for q in queries]},  # type: ignore[misc]
