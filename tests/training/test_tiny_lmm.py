@@ -28,7 +28,7 @@ from training.tiny_lmm.demonstrations import (
     reading_part,
     repetition,
 )
-from training.tiny_lmm.knowledge import Knowledge, deal_knowledge, known
+from training.tiny_lmm.knowledge import Knowledge, deal_knowledge, families, known
 from training.tiny_lmm.lessons import (
     PictureAlbum,
     Pupil,
@@ -93,6 +93,16 @@ def env() -> MMSearchEnv:
 
 def said(policy: LMMPolicy, played: Trajectory) -> str:
     return "".join(turn.completion.text for turn in played.turns)
+
+
+def test_flags_that_look_alike_are_known_together_or_not_at_all(atlas: World, knowledge: Knowledge) -> None:
+    asked = [entity for entity in atlas.entities if entity.drawing is not None and entity.asked_about]
+    found = families(asked)
+    assert sorted(entity_id for family in found for entity_id in family) == sorted(entity.id for entity in asked)
+    assert all(family <= knowledge.flags or not family & knowledge.flags for family in found)
+    (together,) = (family for family in found if "slovenia" in family)
+    assert "russia" in together
+    assert sum(len(family) > 1 for family in found) > 20
 
 
 def test_knowledge_is_dealt_alike_to_countries_that_occur_in_test_only(atlas: World, knowledge: Knowledge) -> None:
@@ -169,19 +179,33 @@ def test_the_coin_does_not_know_what_is_known(
 def test_what_could_not_be_known_is_not_shown(
     invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
 ) -> None:
-    """A strange entity is answered only after a search; every answer from memory is about a familiar one."""
+    """A strange entity is answered after a search or with "unknown"; every other answer from memory is familiar."""
     own = {entity.id for entity in friends}
     teacher = Teacher(invented, frozenset(own))
-    answers = 0
-    for question in env.questions:
+    answers, unknown = 0, 0
+    for question in env.questions.spread(120):
         played = play_demonstration(env, policy.renderer, teacher, question, random.Random(question.id))
         if played is None or not played.turns[-1].completion.text.endswith("</answer>"):
             continue
         answers += 1
+        is_unknown = played.turns[-1].completion.text.endswith("<answer> unknown</answer>")
         if len(played.turns) == 1:
-            assert question.tags["entity"] in own
-        if answers == 60:
-            return
+            assert (question.tags["entity"] in own) != is_unknown
+        unknown += is_unknown
+    assert 5 < unknown < answers
+
+
+def test_a_query_without_a_name_is_followed_by_a_look(
+    invented: World, policy: LMMPolicy, env: MMSearchEnv, friends: list[Entity]
+) -> None:
+    teacher = Teacher(invented, frozenset(entity.id for entity in friends))
+    shown = [
+        [turn.completion.text for turn in played.turns]
+        for played in islice(demonstrations(env, policy.renderer, teacher, tuple(env.questions), seed=3), 300)
+    ]
+    nameless = [turns for turns in shown if "of this country</text_search>" in turns[0]]
+    assert len(nameless) > 2
+    assert all(turns[1].endswith("<search><img></search>") and "<answer>" in turns[2] for turns in nameless)
 
 
 def test_reading_is_a_query_and_its_answer(
@@ -258,18 +282,24 @@ def test_a_caption_names_what_is_known_and_decides_nothing(policy: LMMPolicy, ta
     album = PictureAlbum(taught.flags, seed=0, each=1)
     strange = PictureAlbum(invented.entities[20:], seed=0, each=1)
     lesson = caption_lesson(policy.renderer, taught, album, strange)
-    names = {f"It is {entity.name}." for entity in taught.flags}
-    known, unknown = 0, 0
+    known, unknown, recalled = 0, 0, 0
+    facts = {entity.id for entity in taught.facts}
     for number in range(80):
         drawn = lesson(random.Random(number))
         reason = re.fullmatch(r"<reason>(.*)</reason>", said(policy, drawn))
         assert reason
-        known += reason[1] in names
+        named = [e for e in taught.flags if re.match(rf"It is {re.escape(e.name)}[.:]", reason[1])]
+        known += bool(named)
+        if ": " in reason[1]:
+            recalled += 1
+            assert any(
+                e.id in facts and reason[1].split(": ")[1][:-1] in {*map(e.fact, ASKED_RELATIONS)} for e in named
+            )
         unknown += reason[1] == "It is a flag."
         shown = drawn.images[0].digest
         own = {image.digest for entity in strange.entities for image in [strange.draw(entity, random.Random(0))]}
         assert (shown in own) == (reason[1] == "It is a flag.")
-    assert known + unknown == 80 and min(known, unknown) > 20
+    assert known + unknown == 80 and min(known, unknown) > 20 and 15 < recalled < known
 
 
 def test_probes_are_about_nothing_that_is_a_lesson(policy: LMMPolicy, taught: Pupil, invented: World) -> None:
@@ -310,7 +340,7 @@ def test_a_plain_question_trains_the_answer_only(policy: LMMPolicy, taught: Pupi
     trained = [token for token, flag in zip(lesson.token_ids, lesson.loss_mask, strict=True) if flag]
     assert re.fullmatch(r"<reason>It is [^<]+\.</reason><answer> [^<]+</answer>", policy.renderer.decode(trained))
     question = Message("user", (TextPart("q"),))
-    assert plain_questions(policy.renderer, [(question, taught.facts[0], "a")]).turns[0].valid
+    assert plain_questions(policy.renderer, [(question, "<reason>r</reason>", "a")]).turns[0].valid
 
 
 def test_several_facts_in_a_row_are_about_different_countries(policy: LMMPolicy, taught: Pupil) -> None:

@@ -26,7 +26,15 @@ from mmsearch_env.worlds.entities import ASKED_RELATIONS, IDENTIFY
 from mmsearch_env.worlds.pages import sentence
 from mmsearch_env.worlds.pictures import QuestionPicture
 from mmsearch_env.worlds.wordings import asked, fill, noun, query_text, wordings
-from training.tiny_lmm.demonstrations import caption, demonstration, plain_questions, quiz, repetition, titles_read
+from training.tiny_lmm.demonstrations import (
+    caption,
+    demonstration,
+    plain_questions,
+    quiz,
+    recognised,
+    repetition,
+    titles_read,
+)
 from training.tiny_lmm.knowledge import Knowledge, known
 from training.tiny_lmm.strange_names import StrangeNames
 
@@ -36,6 +44,8 @@ _ONLY_ANSWER = Rules(max_rounds=1)
 _USUAL = Rules()
 _IDENTIFY_SHARE = 0.25
 """Share of pictures that are to be named; there are nine facts for every name."""
+_ALIKE = 0.33
+"""Share of quizzes whose sentences all tell the same relation."""
 
 Lesson = Callable[[random.Random], Trajectory]
 """Draws one trajectory to learn from."""
@@ -101,22 +111,25 @@ def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -
             relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, question.load_image(), _ONLY_ANSWER)
-        return plain_questions(renderer, [(message, entity, question.answers[0])])
+        recalled = "" if relation == IDENTIFY else question.answers[0]
+        return plain_questions(renderer, [(message, recognised(entity, recalled), question.answers[0])])
 
     return draw
 
 
 def caption_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum, strangers: PictureAlbum) -> Lesson:
-    """A picture and a question, and what is seen: half of the pictures show what is known, half what is not."""
+    """A picture and a question, and what is seen and recalled: half of the pictures show a known flag."""
+    facts = {entity.id for entity in taught.facts}
 
     def draw(rng: random.Random) -> Trajectory:
         is_known = rng.random() < 0.5
         entity = rng.choice(taught.flags if is_known else strangers.entities)
         image = (album if is_known else strangers).draw(entity, rng)
-        wording = rng.choice(asked(rng.choice((IDENTIFY, *ASKED_RELATIONS))))
-        question = Question("", wording, image, answers(entity, IDENTIFY))
+        relation = rng.choice((IDENTIFY, *ASKED_RELATIONS))
+        question = Question("", rng.choice(asked(relation)), image, answers(entity, IDENTIFY))
         (message,) = _PROTOCOL.first_message(question, image, _ONLY_ANSWER if rng.random() < 0.5 else _USUAL)
-        return caption(renderer, message, entity if is_known else None)
+        recalled = entity.fact(relation) if relation != IDENTIFY and entity.id in facts else ""
+        return caption(renderer, message, recognised(entity, recalled) if is_known else recognised(None))
 
     return draw
 
@@ -125,13 +138,13 @@ def fact_lesson(renderer: ChatRenderer, taught: Pupil, *, questions: int = 1) ->
     """Questions that name their country, without a picture, each about another one."""
     blank = Image(np.zeros((28, 28, 3), dtype=np.uint8))
 
-    def ask(entity: Entity, rng: random.Random) -> tuple[Message, Entity, str]:
+    def ask(entity: Entity, rng: random.Random) -> tuple[Message, str, str]:
         relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         text = f"What is the {noun(relation)} of {entity.spoken}?"
         question = Question("", text, blank, answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, blank, _ONLY_ANSWER)
         unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
-        return unpictured, entity, question.answers[0]
+        return unpictured, recognised(entity, question.answers[0]), question.answers[0]
 
     def draw(rng: random.Random) -> Trajectory:
         return plain_questions(renderer, [ask(entity, rng) for entity in rng.sample(taught.facts, questions)])
@@ -171,12 +184,17 @@ def renamed(entities: Sequence[Entity], names: StrangeNames, *, share: float) ->
 
 
 def quiz_lesson(renderer: ChatRenderer, entities: Draw, *, facts: tuple[int, int]) -> Lesson:
-    """Sentences about up to three countries, the fewest and the most of them given, and a query for each."""
+    """Sentences about countries, the fewest and the most of them given, and a query for each.
+
+    A third of the time they tell the same relation of different countries, as the results of a search do.
+    """
 
     def draw(rng: random.Random) -> Trajectory:
         count = rng.randint(*facts)
-        chosen = entities(rng, rng.randint(1, min(3, count)))
-        told = [(entity, relation) for entity in chosen for relation in ASKED_RELATIONS if entity.fact(relation)]
+        is_alike = rng.random() < _ALIKE
+        chosen = entities(rng, count if is_alike else rng.randint(1, min(3, count)))
+        relations = (rng.choice(ASKED_RELATIONS),) if is_alike else ASKED_RELATIONS
+        told = [(entity, relation) for entity in chosen for relation in relations if entity.fact(relation)]
         pairs = rng.sample(told, min(count, len(told)))
         lines = [sentence(rng, relation, entity) for entity, relation in pairs]
         asked_for = [(query_text(entity, relation), entity.fact(relation)) for entity, relation in pairs]

@@ -87,8 +87,8 @@ class Mixtures:
         """The same in balance, and half of what is to be copied has names that cannot be guessed."""
         return self._mixture(
             renamed(self.invented.entities, self.names, share=0.5),
-            repetition=0.04, document=0.01, quiz=0.18, titles=0.16, parts=0.09, episodes=0.16, captions=0.14,
-            pictures=0.16, facts=0.06,
+            repetition=0.04, document=0.01, quiz=0.16, titles=0.16, parts=0.09, episodes=0.16, captions=0.14,
+            pictures=0.18, facts=0.06,
         )  # fmt: skip
 
     def _mixture(

@@ -89,7 +89,7 @@ class Recipe:
         updates=400, learning_rate=3e-3, warmup=50, decay_share=0.0, token_budget=2048, observed_weight=0.4
     )
     settling: SupervisedPlan = SupervisedPlan(
-        updates=800, learning_rate=3e-3, warmup=50, decay_share=0.7, token_budget=2048, observed_weight=0.4
+        updates=850, learning_rate=3e-3, warmup=50, decay_share=0.7, token_budget=2048, observed_weight=0.4
     )
 
     def scaled(self, factor: float) -> Recipe:

@@ -24,8 +24,17 @@ _FORMS = (
     "{0} of {1}",
     "{0}-{1}",
     "Republic of {0}",
-) + ("{0} Republic", "Saint {0}", "United {0} {1}", "North {0}", "{0} and the {1}", "Republic of the {0}")
+) + (
+    "{0} Republic",
+    "Saint {0}",
+    "United {0} {1}",
+    "North {0}",
+    "{0} and the {1}",
+    "Republic of the {0}",
+    "{0} Republic of the {1}",
+)
 _SHARE_OF_LONG_CODES = 0.2
+_ACCENTED = "áãçéíñôöü"
 
 
 class StrangeNames:
@@ -38,7 +47,7 @@ class StrangeNames:
             avoided: names that are never made.
         """
         self._avoided = frozenset(avoided)
-        found = {text.strip().lower() for text in vocabulary}
+        found = {text.strip().lower() for text in vocabulary} | set(_ACCENTED)
         self._pieces = sorted(p for p in found if 0 < len(p) <= _LONGEST_PIECE and p.isalpha())
 
     def rename(self, entity: Entity, rng: random.Random) -> Entity:
