@@ -44,9 +44,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ImageSearch:
-    """Look for pages that show the question's picture, or the part of it inside ``bbox``."""
+    """Look for pages that show a picture of the question, or the part of it inside ``bbox``.
+
+    ``index`` says which picture, counted from 0; most questions have one.
+    """
 
     bbox: BBox = FULL_FRAME
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

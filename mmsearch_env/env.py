@@ -98,7 +98,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         self.render_mode = render_mode
         self.action_space = spaces.action_space(self.rules)
         self.observation_space = spaces.observation_space(self.rules)
-        self._draw = QuestionDraw(self.questions)
+        self._draw = QuestionDraw(self.questions, self.rules.max_images)
         self._arguments = {"questions": questions, "tools": tools, "render_mode": render_mode, **settings}
         self._episode: Episode | None = None
         self._searching = False
@@ -121,9 +121,9 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         """
         self._expect_rest()
         super().reset(seed=seed)
-        question, image = self._choose(options or {})
-        told = self.protocol.first_message(question, image, self.rules)
-        self._episode = Episode(question, image, told, len(told))
+        question, images = self._choose(options or {})
+        told = self.protocol.first_message(question, images, self.rules)
+        self._episode = Episode(question, images, told, len(told))
         self._show(told)
         return self._observation(), self._info("", RewardTerms())
 
@@ -158,11 +158,11 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         if self.state.ended:
             raise EpisodeError("expected an episode that goes on, got one that ended; call reset first")
         self._expect_rest()
-        return understand(action, self.protocol, self.rules, self.state, self.episode.found_urls)
+        return understand(action, self.protocol, self.rules, self.state, self.episode.grounds)
 
     async def search(self, move: Move) -> SearchResult | ToolError:
         """Second third of a turn, for a move that ``searches``: ask the tool."""
-        query, kind = query_of(move.action, self.question, self.episode.image), ActionKind(move.kind)
+        query, kind = query_of(move.action, self.question, self.episode.images), ActionKind(move.kind)
         with self.turn():
             return await ask(self.tools[kind], query, top_k=self.top_k(kind), timeout_s=self.settings.tool_timeout_s)
 
@@ -292,7 +292,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         if self._searching:
             raise EpisodeError("expected an episode between two turns, got one within a turn; await the turn first")
 
-    def _choose(self, options: Mapping[str, Any]) -> tuple[Question, Image]:
+    def _choose(self, options: Mapping[str, Any]) -> tuple[Question, tuple[Image, ...]]:
         """The question asked for, or a random one."""
         if unknown := set(options) - {"question", "question_id"}:
             raise ConfigError(f"options: expected 'question' or 'question_id', got {sorted(unknown)}; mend the call")
@@ -303,7 +303,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         question = options["question"] if "question" in options else self.questions.by_id(options["question_id"])
         if not isinstance(question, Question):
             raise ConfigError(f"options: expected a Question under 'question', got {type(question).__name__}")
-        return question, question.load_image()
+        return question, question.load_images(self.rules.max_images)
 
     def _observation(self) -> dict[str, Any]:
         messages = self.conversation if self.settings.history == "episode" else self.new_messages

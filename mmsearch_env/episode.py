@@ -16,7 +16,7 @@ from typing import Any
 
 from mmsearch_env.actions import Action, ActionKind, Answer, ImageSearch, Malformed, TextSearch, VisitPage
 from mmsearch_env.errors import ConfigError, EpisodeError
-from mmsearch_env.images import Image
+from mmsearch_env.images import FULL_FRAME, Image
 from mmsearch_env.messages import Message
 from mmsearch_env.questions import Question
 from mmsearch_env.tools.search_tool import FREE, Cost, SearchResult
@@ -39,6 +39,8 @@ class RefusalCode(StrEnum):
     IMAGE_SEARCH_LIMIT = "image_search_limit"
     TEXT_SEARCH_LIMIT = "text_search_limit"
     PAGE_VISIT_LIMIT = "page_visit_limit"
+    UNKNOWN_IMAGE = "unknown_image"
+    """The question has no picture of this number."""
     UNKNOWN_PAGE = "unknown_page"
     """No search of this episode found a page of this address."""
     ANSWER_REQUIRED = "answer_required"
@@ -73,6 +75,7 @@ class Rules:
         max_text_searches: successful text searches allowed; 0 forbids them.
         crop: whether an image search may look for a part of the picture; otherwise every box is the full frame.
         max_page_visits: pages that may be read; 0 forbids it, as in the paper.
+        max_images: pictures that a question may have; 1 in the paper.
     """
 
     max_rounds: int = 3
@@ -80,9 +83,11 @@ class Rules:
     max_text_searches: int = 2
     crop: bool = False
     max_page_visits: int = 0
+    max_images: int = 1
 
     def __post_init__(self) -> None:
         least_of = {"max_rounds": 1, "max_image_searches": 0, "max_text_searches": 0, "max_page_visits": 0}
+        least_of["max_images"] = 1
         for name, least in least_of.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
@@ -107,6 +112,7 @@ class EpisodeState:
         well_formed: every completion so far kept the protocol's form and was allowed.
         answer: the final answer; "" until there is one.
         stop_reason: why it ended; empty while it goes on.
+        n_crop_search: those of the image searches that were made with a part of a picture.
     """
 
     round: int = 0
@@ -120,6 +126,7 @@ class EpisodeState:
     well_formed: bool = True
     answer: str = ""
     stop_reason: StopReason = StopReason.PLAYING
+    n_crop_search: int = 0
 
     @property
     def ended(self) -> bool:
@@ -192,12 +199,29 @@ class EpisodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class Grounds:
+    """What an action may refer to: whoever writes to a page, or to the player, chooses no address.
+
+    Attributes:
+        images: how many pictures the question has.
+        urls: addresses that the searches so far have found, the only ones that may be visited.
+    """
+
+    images: int = 1
+    urls: Container[str] = frozenset()
+
+
+ONE_PICTURE = Grounds()
+"""Of a question with one picture, before anything is found."""
+
+
+@dataclass(frozen=True, slots=True)
 class Episode:
     """Everything about an episode at one moment; a new one is made by every turn.
 
     Attributes:
         question: the question being played.
-        image: its picture.
+        images: its pictures.
         conversation: everything said, the player's turns included.
         n_new: how many messages at the end of it the player has not answered yet.
         state: where the episode stands.
@@ -205,7 +229,7 @@ class Episode:
     """
 
     question: Question
-    image: Image
+    images: tuple[Image, ...]
     conversation: tuple[Message, ...]
     n_new: int
     state: EpisodeState = EpisodeState()
@@ -217,9 +241,15 @@ class Episode:
         return self.conversation[len(self.conversation) - self.n_new :]
 
     @property
-    def found_urls(self) -> frozenset[str]:
-        """Addresses that the searches so far have found: the only ones that may be visited."""
-        return frozenset(hit.url for result in self.results for hit in result.hits)
+    def image(self) -> Image:
+        """The picture, the first of several."""
+        return self.images[0]
+
+    @property
+    def grounds(self) -> Grounds:
+        """What an action may refer to now."""
+        found = frozenset(hit.url for result in self.results for hit in result.hits)
+        return Grounds(len(self.images), found)
 
     def after(
         self, state: EpisodeState, spoken: Message, told: tuple[Message, ...], found: tuple[SearchResult, ...]
@@ -227,7 +257,7 @@ class Episode:
         """The episode one turn later: the player said ``spoken`` and was told ``told``."""
         return Episode(
             self.question,
-            self.image,
+            self.images,
             (*self.conversation, spoken, *told),
             len(told),
             state,
@@ -248,23 +278,20 @@ class Snapshot:
     rng_state: Mapping[str, Any]
 
 
-def refusal(
-    rules: Rules, state: EpisodeState, action: Action, found_urls: Container[str] = frozenset()
-) -> RefusalCode | None:
-    """Why ``action`` must not be carried out, or None if it may be.
-
-    ``found_urls`` are the pages that may be visited: whoever writes to a page, or to the player, chooses no address.
-    """
+def refusal(rules: Rules, state: EpisodeState, action: Action, grounds: Grounds = ONE_PICTURE) -> RefusalCode | None:
+    """Why ``action`` must not be carried out, or None if it may be."""
     if not isinstance(action, (ImageSearch, TextSearch, VisitPage)):
         return None
     if state.round + 1 >= rules.max_rounds:
         return RefusalCode.ANSWER_REQUIRED
     if isinstance(action, ImageSearch):
-        return RefusalCode.IMAGE_SEARCH_LIMIT if state.n_image_search >= rules.max_image_searches else None
+        if state.n_image_search >= rules.max_image_searches:
+            return RefusalCode.IMAGE_SEARCH_LIMIT
+        return None if 0 <= action.index < grounds.images else RefusalCode.UNKNOWN_IMAGE
     if isinstance(action, VisitPage):
         if state.n_page_visit >= rules.max_page_visits:
             return RefusalCode.PAGE_VISIT_LIMIT
-        return None if action.url in found_urls else RefusalCode.UNKNOWN_PAGE
+        return None if action.url in grounds.urls else RefusalCode.UNKNOWN_PAGE
     return RefusalCode.TEXT_SEARCH_LIMIT if state.n_text_search >= rules.max_text_searches else None
 
 
@@ -299,6 +326,7 @@ def advance(
         state,
         round=state.round + 1,
         n_image_search=state.n_image_search + (searched and isinstance(action, ImageSearch)),
+        n_crop_search=state.n_crop_search + (searched and getattr(action, "bbox", FULL_FRAME) != FULL_FRAME),
         n_text_search=state.n_text_search + (searched and isinstance(action, TextSearch)),
         n_page_visit=state.n_page_visit + (searched and isinstance(action, VisitPage)),
         n_tool_errors=state.n_tool_errors + (outcome is Outcome.TOOL_FAILED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from mmsearch_env.actions import (
     TextSearch,
     VisitPage,
 )
-from mmsearch_env.episode import EpisodeState, EpisodeView, Outcome, RefusalCode, Rules, refusal
+from mmsearch_env.episode import ONE_PICTURE, EpisodeState, EpisodeView, Grounds, Outcome, RefusalCode, Rules, refusal
 from mmsearch_env.errors import EpisodeError, ToolError
 from mmsearch_env.images import FULL_FRAME, clean_bbox
 from mmsearch_env.messages import Message, writable
@@ -82,11 +82,11 @@ def kind_of(action: Action) -> ActionKind | None:
 
 
 def understand(
-    given: object, protocol: Protocol, rules: Rules, state: EpisodeState, found_urls: Container[str] = frozenset()
+    given: object, protocol: Protocol, rules: Rules, state: EpisodeState, grounds: Grounds = ONE_PICTURE
 ) -> Move:
     """The move a player makes with ``given``: model text, an action, or a member of the action space.
 
-    ``found_urls`` are the pages that may be visited.
+    ``grounds`` are what it may refer to.
 
     Raises:
         EpisodeError: ``given`` is none of the three (a mistake of the calling program, not of a player).
@@ -98,10 +98,11 @@ def understand(
         attempt = _attempt(given)
         action, well_formed = checked(attempt), True
         text = writable(protocol.format(attempt, reason=""))
-    box_ignored = isinstance(action, ImageSearch) and action.bbox != FULL_FRAME and not rules.crop
-    if box_ignored:
-        action = ImageSearch()
-    return Move(action, text, well_formed, refusal(rules, state, action, found_urls), box_ignored)
+    box_ignored = False
+    if isinstance(action, ImageSearch) and action.bbox != FULL_FRAME and not rules.crop:
+        box_ignored = True
+        action = ImageSearch(index=action.index)
+    return Move(action, text, well_formed, refusal(rules, state, action, grounds), box_ignored)
 
 
 def reply(protocol: Protocol, move: Move, result: SearchResult | ToolError | None, view: EpisodeView) -> Message:
@@ -121,7 +122,7 @@ def reply(protocol: Protocol, move: Move, result: SearchResult | ToolError | Non
 def checked(action: Action) -> Action:
     """``action`` with tidy text and box, or :class:`Malformed` when its text is empty or too long."""
     if isinstance(action, ImageSearch):
-        return ImageSearch(clean_bbox(action.bbox))
+        return ImageSearch(clean_bbox(action.bbox), action.index)
     if isinstance(action, Malformed):
         return action
     text = writable(_written(action)).strip()
@@ -149,6 +150,8 @@ def _attempt(given: object) -> Action:
                 f"expected a text in {type(given).__name__}, got {type(text).__name__}; see env.action_space"
             )
         return given
+    if isinstance(given, ImageSearch) and (isinstance(given.index, bool) or not isinstance(given.index, int)):
+        raise EpisodeError(f"expected a whole number as index of ImageSearch, got {given.index!r}; count from 0")
     if isinstance(given, (ImageSearch, Malformed)):
         return given
     if isinstance(given, Mapping):

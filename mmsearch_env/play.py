@@ -27,12 +27,15 @@ HELP = """\
 Type an answer, or search first (searching costs a little):
   /image                        which pages show this picture?
   /image LEFT TOP RIGHT BOTTOM  ... or this part of it, in fractions of width and height (with --crop)
+  /image 2                      ... or the second picture, where a question has several
   /text WORDS                   what do pages say about this?
   /visit ADDRESS                what does this page say? (with --visits)
   /help  /quit
 """
 
 _FOR_PEOPLE = Path(__file__).parent / "prompts" / "person"
+_MOST_IMAGES = 9
+"""Pictures of a question that a person is shown."""
 _FORGOTTEN_SLASH = ("image", "text", "help", "quit")
 _TAGS = ("<information>", "</information>")
 
@@ -70,6 +73,7 @@ def run(arguments: argparse.Namespace, console: Console, read_line: Callable[[],
         max_rounds=arguments.rounds,
         crop=arguments.crop,
         max_page_visits=arguments.visits,
+        max_images=_MOST_IMAGES,
     )
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() a history and cursor keys
@@ -182,13 +186,19 @@ def _meaning(line: str) -> Action | Literal["quit", "help"]:
 
 
 def _image_search(rest: str) -> ImageSearch | Literal["help"]:
-    if not rest.strip():
-        return ImageSearch()
+    words = rest.replace(",", " ").split()
+    index = 0
+    if len(words) in (1, 5):
+        if not words[0].isascii() or not words[0].isdecimal() or words[0].strip("0") == "":
+            return "help"
+        index = int(words.pop(0)) - 1
+    if not words:
+        return ImageSearch(index=index)
     try:
-        numbers = [float(number) for number in rest.replace(",", " ").split()]
+        numbers = [float(number) for number in words]
     except ValueError:
         return "help"
-    return ImageSearch(clean_bbox(numbers)) if len(numbers) == 4 else "help"
+    return ImageSearch(clean_bbox(numbers), index) if len(numbers) == 4 else "help"
 
 
 @contextlib.contextmanager

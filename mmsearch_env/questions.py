@@ -22,6 +22,7 @@ class Question:
         category: what evaluation groups by (``search_free``, ``search_required``, a kind of question, ...); may be "".
         source: the data set it came from.
         tags: further facts about the question for reports (never shown to a player).
+        more_images: further pictures asked about; most questions have none.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Question:
     category: str = ""
     source: str = ""
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    more_images: tuple[ImageSource, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -39,8 +41,25 @@ class Question:
             raise QuestionError(f"question {self.id!r}: expected an answer, got none; drop or mend the row")
 
     def load_image(self) -> Image:
-        """The picture. Raises ImageError if it cannot be read."""
+        """The picture, the first of several. Raises ImageError if it cannot be read."""
         return self.image.load()
+
+    def load_images(self, most: int) -> tuple[Image, ...]:
+        """All pictures.
+
+        Args:
+            most: how many there may be.
+
+        Raises:
+            QuestionError: there are more.
+            ImageError: one cannot be read.
+        """
+        count = 1 + len(self.more_images)
+        if count > most:
+            raise QuestionError(
+                f"question {self.id!r}: expected at most {most} pictures, got {count}; set max_images to {count}"
+            )
+        return (self.load_image(), *(image.load() for image in self.more_images))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmsearch_env.actions import ActionKind
-from mmsearch_env.errors import ConfigError, DataError, ImageError
+from mmsearch_env.errors import ConfigError, DataError, ImageError, QuestionError
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.rendering import plain
@@ -27,18 +27,20 @@ _log = logging.getLogger(__name__)
 
 
 class QuestionDraw:
-    """Draws questions; one whose picture is broken is passed over, reported and remembered.
+    """Draws questions; one whose picture is broken, or that has too many, is passed over, reported and remembered.
 
     Attributes:
         unusable: ids of the questions passed over, and why.
     """
 
-    def __init__(self, questions: QuestionSet) -> None:
+    def __init__(self, questions: QuestionSet, max_images: int = 1) -> None:
+        """Args: max_images: pictures that a question may have."""
         self.questions = questions
+        self._max_images = max_images
         self.unusable: dict[str, str] = {}
 
-    def draw(self, rng: np.random.Generator) -> tuple[Question, Image]:
-        """A question, uniformly from the usable ones, and its picture.
+    def draw(self, rng: np.random.Generator) -> tuple[Question, tuple[Image, ...]]:
+        """A question, uniformly from the usable ones, and its pictures.
 
         Raises:
             DataError: no question has a readable picture.
@@ -48,8 +50,8 @@ class QuestionDraw:
             if question.id in self.unusable:
                 continue
             try:
-                return question, question.load_image()
-            except ImageError as error:
+                return question, question.load_images(self._max_images)
+            except (ImageError, QuestionError) as error:
                 self.unusable[question.id] = str(error)
                 _log.warning("question %s is passed over: %s", plain(question.id), plain(str(error)))
         raise DataError(f"{self.questions.name}: expected a question with a readable picture, got none; mend the file")

@@ -6,14 +6,17 @@ searches charged, f = ``format_weight`` and p = ``search_penalty``:
     multiplicative   R = (1 - f) * a * (1 - p)^n + f * o      MMSearch-R1 (arXiv 2506.20670, section 2.3), the default
     subtractive      R = (1 - f) * a + f * o - p * n          the price is due right or wrong, on the step that searched
 
-n is min(searches, 1) in penalty mode ``once`` (the paper), the number of searches in ``per_call``, 0 in ``none``. Pages
-visited are charged in the same way at a price of their own, p_v: another factor (1 - p_v)^m, or another term p_v * m.
+n is min(searches, 1) in penalty mode ``once`` (the paper), the number of searches in ``per_call``, 0 in ``none``. Image
+searches, and those with a part of a picture, may have prices of their own; each search is then charged at its own, and
+in mode ``once`` the dearest of those made. Pages visited are charged in the same way at a price of their own, p_v:
+another factor (1 - p_v)^m, or another term p_v * m.
 A tool that failed is free. Both forms are written as a sum of three terms, so that nothing is hidden:
 ``total = metric_points + format_points - search_penalty``.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
@@ -137,6 +140,8 @@ class RewardRules:
         search_penalty: p, in [0, 1].
         penalty_mode: ``once``, ``per_call`` or ``none``.
         visit_penalty: p_v, in [0, 1].
+        image_penalty: p of an image search; None for that of any search.
+        crop_penalty: p of an image search with a part of a picture; None for that of any image search.
     """
 
     form: str = RewardForm.MULTIPLICATIVE
@@ -145,13 +150,17 @@ class RewardRules:
     search_penalty: float = 0.1
     penalty_mode: str = PenaltyMode.ONCE
     visit_penalty: float = 0.0
+    image_penalty: float | None = None
+    crop_penalty: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("reward", self.form, tuple(RewardForm))
         _one_of("metric", self.metric, tuple(METRICS))
         _one_of("penalty_mode", self.penalty_mode, tuple(PenaltyMode))
-        for name in ("format_weight", "search_penalty", "visit_penalty"):
+        for name in ("format_weight", "search_penalty", "visit_penalty", "image_penalty", "crop_penalty"):
             value = getattr(self, name)
+            if value is None and name in ("image_penalty", "crop_penalty"):
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name}: expected a number in [0, 1], got {value!r}; mend the setting")
 
@@ -166,21 +175,27 @@ class RewardRules:
             format=form_kept,
             metric_points=metric_points,
             format_points=self.format_weight * form_kept,
-            search_penalty=self._price(
-                metric_points, self._charged(state.n_searches), self._charged(state.n_page_visit)
-            ),
+            search_penalty=self._price(metric_points, self._charged(state)),
         )
 
-    def _charged(self, calls: int) -> int:
+    def _charged(self, state: EpisodeState) -> list[tuple[float, int]]:
+        """Prices, and how often each is charged."""
+        image = self.search_penalty if self.image_penalty is None else self.image_penalty
+        crop = image if self.crop_penalty is None else self.crop_penalty
+        whole = state.n_image_search - state.n_crop_search
+        searches = [(self.search_penalty, state.n_text_search), (image, whole), (crop, state.n_crop_search)]
+        visits = [(self.visit_penalty, state.n_page_visit)]
+        if self.penalty_mode == PenaltyMode.PER_CALL:
+            return searches + visits
         if self.penalty_mode == PenaltyMode.NONE:
-            return 0
-        return min(calls, 1) if self.penalty_mode == PenaltyMode.ONCE else calls
+            return []
+        dearest = (max((price for price, calls in made if calls), default=0.0) for made in (searches, visits))
+        return [(price, 1) for price in dearest]
 
-    def _price(self, metric_points: float, searches: int, visits: int) -> float:
+    def _price(self, metric_points: float, charged: Sequence[tuple[float, int]]) -> float:
         if self.form == RewardForm.SUBTRACTIVE:
-            return self.search_penalty * float(searches) + self.visit_penalty * float(visits)
-        left = (1.0 - self.search_penalty) ** searches * (1.0 - self.visit_penalty) ** visits
-        return metric_points * (1.0 - left)
+            return math.fsum(price * calls for price, calls in charged)
+        return metric_points * (1.0 - math.prod((1.0 - price) ** calls for price, calls in charged))
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

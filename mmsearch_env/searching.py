@@ -26,10 +26,10 @@ _HIT_FIELDS: Mapping[str, tuple[type, ...]] = {
 _log = logging.getLogger(__name__)
 
 
-def query_of(action: Action, question: Question, image: Image) -> Query:
+def query_of(action: Action, question: Question, images: Sequence[Image]) -> Query:
     """What a search asks its tool. Raises EpisodeError for an action that is no search."""
     if isinstance(action, ImageSearch):
-        return ImageQuery(image, action.bbox, question.id, question.text)
+        return ImageQuery(images[action.index], action.bbox, question.id, question.text)
     if isinstance(action, TextSearch):
         return TextQuery(action.query, question.id, question.text)
     if isinstance(action, VisitPage):

@@ -27,12 +27,15 @@ class EnvSettings:
         max_text_searches: successful text searches allowed.
         crop: whether an image search may look for a part of the picture.
         max_page_visits: pages found by a search that may be read; 0, as in the paper, for none.
+        max_images: pictures that a question may have; those with more are passed over.
         reward: ``"multiplicative"`` or ``"subtractive"``; the equations stand in :mod:`mmsearch_env.rewards`.
         metric: ``"exact_match"``, ``"sub_match"`` or ``"f1"``.
         format_weight: share of the reward that is for the form, in [0, 1].
         search_penalty: price of searching, in [0, 1].
         penalty_mode: ``"once"``, ``"per_call"`` or ``"none"``.
         visit_penalty: price of reading a page, in [0, 1].
+        image_penalty: price of an image search; None for ``search_penalty``.
+        crop_penalty: price of an image search with a part of the picture; None for that of any image search.
         image_top_k: hits asked for per image search.
         text_top_k: hits asked for per text search.
         tool_timeout_s: seconds after which a search counts as failed.
@@ -48,12 +51,15 @@ class EnvSettings:
     max_text_searches: int = 2
     crop: bool = False
     max_page_visits: int = 0
+    max_images: int = 1
     reward: str = RewardForm.MULTIPLICATIVE.value
     metric: str = "exact_match"
     format_weight: float = 0.1
     search_penalty: float = 0.1
     penalty_mode: str = PenaltyMode.ONCE.value
     visit_penalty: float = 0.0
+    image_penalty: float | None = None
+    crop_penalty: float | None = None
     image_top_k: int = 5
     text_top_k: int = 5
     tool_timeout_s: float = 30.0
@@ -85,7 +91,14 @@ class EnvSettings:
     @property
     def rules(self) -> Rules:
         """The limits of an episode. Raises ConfigError."""
-        return Rules(self.max_rounds, self.max_image_searches, self.max_text_searches, self.crop, self.max_page_visits)
+        return Rules(
+            self.max_rounds,
+            self.max_image_searches,
+            self.max_text_searches,
+            self.crop,
+            self.max_page_visits,
+            self.max_images,
+        )
 
     @property
     def reward_rules(self) -> RewardRules:
@@ -97,4 +110,6 @@ class EnvSettings:
             self.search_penalty,
             self.penalty_mode,
             self.visit_penalty,
+            self.image_penalty,
+            self.crop_penalty,
         )

@@ -10,6 +10,7 @@ Every member of the action space can be executed: a bad box becomes the full fra
 from __future__ import annotations
 
 import base64
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -131,11 +132,14 @@ create_shared_memory.register(ImageSpace, _refuse_shared_memory)
 
 def action_space(rules: Rules) -> spaces.Dict:
     """What a player can do, as data."""
-    return spaces.Dict(
-        kind=spaces.Discrete(len(ACTION_KINDS) if rules.max_page_visits else len(ACTION_KINDS) - 1),
-        text=UnicodeText(MAX_ACTION_CHARS),
-        bbox=spaces.Box(0.0, 1.0, (4,), np.float32),
-    )
+    members: dict[str, spaces.Space[Any]] = {
+        "kind": spaces.Discrete(len(ACTION_KINDS) if rules.max_page_visits else len(ACTION_KINDS) - 1),
+        "text": UnicodeText(MAX_ACTION_CHARS),
+        "bbox": spaces.Box(0.0, 1.0, (4,), np.float32),
+    }
+    if rules.max_images > 1:
+        members["index"] = spaces.Discrete(rules.max_images)
+    return spaces.Dict(members)
 
 
 def observation_space(rules: Rules) -> spaces.Dict:
@@ -182,7 +186,7 @@ def to_messages(seen: Mapping[str, Any]) -> tuple[Message, ...]:
 def to_action(member: Mapping[str, Any]) -> Action:
     """The action a member of :func:`action_space` means.
 
-    ``kind`` may also be the kind's name; ``text`` and ``bbox`` may be left out where they mean nothing.
+    ``kind`` may also be the kind's name; ``text``, ``bbox`` and ``index`` may be left out where they mean nothing.
 
     Raises:
         EpisodeError: not a mapping of that form (a mistake of the calling program, not of a player).
@@ -190,9 +194,10 @@ def to_action(member: Mapping[str, Any]) -> Action:
     kind = _kind(member)
     if kind is ActionKind.IMAGE_SEARCH:
         try:
-            return ImageSearch(clean_bbox(member.get("bbox", FULL_FRAME)))
+            return ImageSearch(clean_bbox(member.get("bbox", FULL_FRAME)), operator.index(member.get("index", 0)))
         except (TypeError, ValueError) as error:
-            raise EpisodeError(f"expected numbers under 'bbox', got {error}; see env.action_space") from error
+            wanted = "expected numbers under 'bbox' and a whole one under 'index'"
+            raise EpisodeError(f"{wanted}, got {error}; see env.action_space") from error
     text = member.get("text", "")
     if not isinstance(text, str):
         raise EpisodeError(f"expected a string under 'text', got {type(text).__name__}; see env.action_space")

@@ -157,7 +157,7 @@ class MMSearchVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     ) -> list[SearchResult | ToolError]:
         episodes = [self.envs[number].episode for number in numbers]
         queries = [
-            query_of(moves[number].action, episode.question, episode.image)
+            query_of(moves[number].action, episode.question, episode.images)
             for number, episode in zip(numbers, episodes, strict=True)
         ]
         timeout_s = self.envs[0].settings.tool_timeout_s

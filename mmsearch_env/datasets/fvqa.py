@@ -1,13 +1,14 @@
 """FVQA parquet, read as published (``lmms-lab/FVQA``; arXiv 2506.20670, section 3) and as verl-style files derive it.
 
-One row is one question: ``prompt`` holds one user message, ``images`` one picture with its bytes, ``reward_model`` the
-gold answer and a JSON list of further accepted ones. ``category`` (``search_free``, ``search_required``) exists in the
-training file only, ``image_urls`` is always null.
+One row is one question: ``prompt`` holds one user message, ``images`` a picture with its bytes (several are read too),
+``reward_model`` the gold answer and a JSON list of further accepted ones. ``category`` (``search_free``,
+``search_required``) exists in the training file only, ``image_urls`` is always null.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,15 @@ def read_fvqa(path: Path) -> QuestionSet:
         name for name in ("prompt", "reward_model", "data_source", "data_id", "category") if name in table.columns
     ]
     rows = RowCollector(path)
-    problems = picture_column(path, PICTURES).problems
+    pictures = picture_column(path, PICTURES)
     for number, row in enumerate(table.rows(wanted), start=1):
         try:
-            if number in problems:
-                raise DataError(problems[number])
+            if number in pictures.problems:
+                raise DataError(pictures.problems[number])
             if isinstance(row, DataError):
                 raise row
-            rows.keep(number, _question(row, ParquetPicture(path, PICTURES, number), path, number))
+            shown_in = [ParquetPicture(path, PICTURES, number, place) for place in range(pictures.count(number))]
+            rows.keep(number, _question(row, shown_in, path, number))
         except DataError as error:
             rows.skip(number, str(error))
     return rows.close()
@@ -59,11 +61,12 @@ def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
         raise DataError(f"{path}: expected the columns {known}, got {problem}; rename or drop it")
 
 
-def _question(row: dict[str, Any], picture: ImageSource, path: Path, number: int) -> Question:
+def _question(row: dict[str, Any], pictures: Sequence[ImageSource], path: Path, number: int) -> Question:
     return Question(
         id=expect_text(row.get("data_id"), "data_id") or f"{path.stem}-{number}",
         text=_question_text(row["prompt"]),
-        image=picture,
+        image=pictures[0],
+        more_images=tuple(pictures[1:]),
         answers=_answers(row["reward_model"]),
         category=expect_text(row.get("category"), "category"),
         source=expect_text(row.get("data_source"), "data_source"),

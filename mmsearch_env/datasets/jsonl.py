@@ -2,7 +2,8 @@
 
     {"question": "Which country has this flag?", "answers": ["Chad", "Tchad"], "image": "flags/td.png"}
 
-``question``, ``answers`` and ``image`` are required; a relative picture path counts from the file's own folder.
+``question``, ``answers`` and ``image`` are required; a relative picture path counts from the file's own folder, and a
+question about several pictures has a list of paths.
 ``id``, ``category``, ``source`` and ``tags`` (texts by name) are optional. Blank lines are ignored.
 """
 
@@ -64,17 +65,25 @@ def _question(row: dict[str, Any], path: Path, number: int) -> Question:
     answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
     if not isinstance(answers, list):
         raise DataError(f"expected 'answers' to be a list of texts, got {shown(answers)}; write a list")
-    picture = PictureFile(path.parent / expect_text(row["image"], "image"))
-    picture.check()
+    pictures = _pictures(row["image"], path)
     return Question(
         id=expect_text(row.get("id"), "id") or f"{path.stem}-{number}",
         text=expect_text(row["question"], "question"),
-        image=picture,
+        image=pictures[0],
+        more_images=pictures[1:],
         answers=clean_answers(answers),
         category=expect_text(row.get("category"), "category"),
         source=expect_text(row.get("source"), "source") or path.stem,
         tags=_tags(row.get("tags")),
     )
+
+
+def _pictures(value: object, path: Path) -> tuple[PictureFile, ...]:
+    paths = value if isinstance(value, list) and value else [value]
+    pictures = tuple(PictureFile(path.parent / expect_text(one, "image")) for one in paths)
+    for picture in pictures:
+        picture.check()
+    return pictures
 
 
 def _check_columns(row: dict[str, Any]) -> None:

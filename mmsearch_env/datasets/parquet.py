@@ -71,23 +71,24 @@ class ParquetTable:
 
 @dataclass(frozen=True, slots=True)
 class ParquetPicture:
-    """The picture of one row, decoded each time it is loaded."""
+    """One picture of a row, decoded each time it is loaded; ``place`` counts from 0."""
 
     path: Path
     column: str
     row: int
+    place: int = 0
 
     def load(self) -> Image:
         """The picture. Raises ImageError with the file and the row."""
         name = f"{self.path}, row {self.row}"
-        return Image.from_bytes(picture_column(self.path, self.column).read(self.row), name=name)
+        return Image.from_bytes(picture_column(self.path, self.column).read(self.row, self.place), name=name)
 
 
 class PictureColumn:
     """The encoded pictures of one column, copied to a temporary file that vanishes with this object.
 
     Attributes:
-        problems: rows whose picture cannot be used, and why, judged by their number and header; nothing is decoded.
+        problems: rows of which a picture cannot be used, and why, judged by its header; nothing is decoded.
     """
 
     def __init__(self, table: ParquetTable, column: str) -> None:
@@ -95,23 +96,32 @@ class PictureColumn:
         self.problems: dict[int, str] = {}
         self._path = table.path
         self._starts = array("Q", [0])
+        self._firsts = array("Q", [0])
         self._file = _large_temporary_file()
         weakref.finalize(self, self._file.close)
         for number, row in enumerate(table.rows([column]), start=1):
             try:
-                data = _only_picture(row, column)
-                check_header(io.BytesIO(data), name="its picture")
+                pictures = _pictures(row, column)
+                for data in pictures:
+                    check_header(io.BytesIO(data), name="its picture")
             except DataError as error:
                 self.problems[number] = str(error)
-                data = b""
-            self._append(data)
+                pictures = []
+            for data in pictures:
+                self._append(data)
+            self._firsts.append(len(self._starts) - 1)
 
-    def read(self, row: int) -> bytes:
-        """The encoded picture of a row. Raises ImageError when it cannot be used."""
-        if row in self.problems or not 0 < row < len(self._starts):
-            problem = self.problems.get(row, f"expected at most {len(self._starts) - 1} rows; the file has changed")
+    def count(self, row: int) -> int:
+        """How many pictures a row has; 0 for one whose pictures cannot be used."""
+        return self._firsts[row] - self._firsts[row - 1]
+
+    def read(self, row: int, place: int = 0) -> bytes:
+        """An encoded picture of a row. Raises ImageError when it cannot be used."""
+        if row in self.problems or not 0 < row < len(self._firsts) or not 0 <= place < self.count(row):
+            problem = self.problems.get(row, f"expected at most {len(self._firsts) - 1} rows; the file has changed")
             raise ImageError(f"{self._path}, row {row}: {problem}")
-        start, end = self._starts[row - 1], self._starts[row]
+        picture = self._firsts[row - 1] + place
+        start, end = self._starts[picture], self._starts[picture + 1]
         return os.pread(self._file.fileno(), end - start, start)
 
     def _append(self, data: bytes) -> None:
@@ -163,18 +173,19 @@ def _row(batch: Any) -> dict[str, Any] | DataError:
     return dict(row)
 
 
-def _only_picture(row: dict[str, Any] | DataError, column: str) -> bytes:
-    """The bytes of a cell that should be a list of one ``{bytes, path}``."""
+def _pictures(row: dict[str, Any] | DataError, column: str) -> list[bytes]:
+    """The bytes in a cell that should be a list of ``{bytes, path}``."""
     if isinstance(row, DataError):
         raise row
     value = row[column]
-    if not isinstance(value, list) or len(value) != 1:
-        got = f"{len(value)} pictures" if isinstance(value, list) else shown(value)
-        raise ImageError(f"expected exactly one picture, got {got}; drop or split the row")
-    data = value[0].get("bytes") if isinstance(value[0], dict) else value[0]
-    if not isinstance(data, bytes) or not data:
+    if not isinstance(value, list) or not value:
+        got = "0 pictures" if isinstance(value, list) else shown(value)
+        raise ImageError(f"expected one or more pictures, got {got}; drop the row")
+    every = [one.get("bytes") if isinstance(one, dict) else one for one in value]
+    found = [data for data in every if isinstance(data, bytes) and data]
+    if len(found) < len(every):
         raise ImageError("expected the picture's bytes in the file, got none; embed them")
-    return data
+    return found
 
 
 def _import_pyarrow(path: Path) -> Any:

@@ -3,6 +3,8 @@
     <reason>...</reason> then exactly one of
         <search><img></search>                       search with the whole picture
         <search><img>x0,y0,x1,y1</search>            search with a part of it, as fractions of width and height
+        <search><img>2</search>                      search with the second picture, where the question has several
+        <search><img>2:x0,y0,x1,y1</search>          search with a part of that
         <text_search>...</text_search>               search with words
         <visit>...</visit>                           read a page that was found, by its address (beyond the paper)
         <answer>...</answer>                         answer and end the episode
@@ -39,6 +41,7 @@ _REASON_OPENING = re.compile(r"<\s*reason\s*>", re.IGNORECASE)
 _REASON_CLOSING = re.compile(r"<\s*/\s*reason\s*>", re.IGNORECASE)
 _OPENING = re.compile(r"<\s*(search|text_search|visit|answer)\s*>", re.IGNORECASE)
 _IMAGE_ARGUMENT = re.compile(r"\s*<\s*img\s*>(?:\s*<\s*/\s*img\s*>)?\s*(.*)", re.IGNORECASE | re.DOTALL)
+_NUMBERED = re.compile(r"\s*(?:([0-9]{1,3})\s*(?::|\Z))?\s*(.*)", re.DOTALL)
 
 _FORMS = (
     ("<reason>", "</reason>", "<search>", "<img>", "</search>"),
@@ -97,9 +100,10 @@ class MMSearchR1(Telling):
                 return f"<text_search>{self.neutralise(query)}</text_search>"
             case VisitPage(url):
                 return f"<visit>{self.neutralise(url)}</visit>"
-            case ImageSearch(bbox):
+            case ImageSearch(bbox, index):
                 box = "" if bbox == FULL_FRAME else ",".join(f"{value:g}" for value in bbox)
-                return f"<search><img>{box}</search>"
+                number = f"{index + 1}" if index else ""
+                return f"<search><img>{':'.join(part for part in (number, box) if part)}</search>"
             case Malformed():
                 return ""
             case _:
@@ -145,13 +149,19 @@ def _action(name: str, argument: str) -> Action:
     return _image_search(image.group(1))
 
 
-def _image_search(box: str) -> Action:
+def _image_search(argument: str) -> Action:
+    """Which picture, counted from 1, and which part of it; either may be left out."""
+    numbered = _NUMBERED.fullmatch(argument)
+    assert numbered is not None  # every part may be missing
+    index, box = int(numbered[1] or 1) - 1, numbered[2]
+    if index < 0:
+        return Malformed(MalformedCode.BAD_ARGUMENT, "pictures are counted from 1")
     if not box:
-        return ImageSearch()
+        return ImageSearch(index=index)
     try:
         numbers = [float(number) for number in box.strip(" []()").split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != 4:
         return Malformed(MalformedCode.BAD_ARGUMENT, "the part of the picture must be four numbers x0,y0,x1,y1")
-    return ImageSearch(clean_bbox(numbers))
+    return ImageSearch(clean_bbox(numbers), index)

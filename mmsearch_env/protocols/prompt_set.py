@@ -1,12 +1,12 @@
 """Prompt sets: the environment's wording, as a folder of plain text files.
 
-A file is a template: ``$name`` stands for a value, ``$$`` for a dollar sign, ``$image`` for the picture. Which names a
+A file is a template: ``$name`` stands for a value, ``$$`` for a dollar sign, ``$image`` for the pictures. Which names a
 file may use is listed in ``PROMPT_FILES``; the numbers of ``COUNTERS`` may stand in any of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
@@ -36,6 +36,7 @@ COUNTERS = (
 PROMPT_FILES: Mapping[str, tuple[str, ...]] = {
     "first": ("question", "image", "crop", "visit"),
     "crop": (),
+    "several": (),
     "visit": (),
     "crop_ignored": (),
     "image_hit": ("image", "title", "url", "rank"),
@@ -50,7 +51,7 @@ PROMPT_FILES: Mapping[str, tuple[str, ...]] = {
     "tool_failed": ("kind",),
 }
 """Every file of a prompt set (without ``.txt``) and the names it may use."""
-OPTIONAL_FILES = ("visit", "page")
+OPTIONAL_FILES = ("visit", "page", "several")
 """Files that a set may lack; it then has the standard set's."""
 
 
@@ -60,12 +61,12 @@ class Prompt:
 
     text: str
 
-    def parts(self, values: Mapping[str, object], image: Image | None = None) -> tuple[Part, ...]:
-        """The template with its values; ``$image`` becomes the picture, or nothing where there is none."""
+    def parts(self, values: Mapping[str, object], images: Sequence[Image] = ()) -> tuple[Part, ...]:
+        """The template with its values; ``$image`` becomes the pictures, or nothing where there is none."""
         found: list[Part] = []
         for position, piece in enumerate(_around_pictures(self.text)):
-            if position and image is not None:
-                found.append(ImagePart(image))
+            if position:
+                found += map(ImagePart, images)
             found.append(TextPart(Template(piece).substitute(values)))
         return joined(found)
 
@@ -81,6 +82,7 @@ class PromptSet:
     Attributes:
         first: the question, at reset.
         crop: how to search for a part of the picture; stands where ``first`` says ``$crop`` when the rules allow it.
+        several: how to search with another picture than the first; stands before ``crop`` when there are several.
         visit: how to read a page; stands where ``first`` says ``$visit`` when the rules allow it.
         crop_ignored: said when a part was asked for and the whole was searched.
         image_hit: one hit of an image search.
@@ -97,6 +99,7 @@ class PromptSet:
 
     first: Prompt
     crop: Prompt
+    several: Prompt
     visit: Prompt
     crop_ignored: Prompt
     image_hit: Prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mmsearch_env.actions import Action, ActionKind, Malformed
 from mmsearch_env.episode import EpisodeView, RefusalCode, Rules
@@ -47,7 +47,7 @@ class Protocol(typing.Protocol):
         """``text`` with every tag of the grammar made harmless and nothing else changed."""
         ...
 
-    def first_message(self, question: Question, image: Image, rules: Rules) -> tuple[Message, ...]:
+    def first_message(self, question: Question, images: Sequence[Image], rules: Rules) -> tuple[Message, ...]:
         """What the player sees at reset."""
         ...
 

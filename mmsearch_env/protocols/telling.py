@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,17 +39,24 @@ class Telling(ABC):
     def neutralise(self, text: str) -> str:
         """``text`` with every tag of the grammar made harmless and nothing else changed."""
 
-    def first_message(self, question: Question, image: Image, rules: Rules) -> tuple[Message, ...]:
-        """The instruction with question and picture, as one user message; the system message is the template's own."""
+    def first_message(self, question: Question, images: Sequence[Image], rules: Rules) -> tuple[Message, ...]:
+        """The instruction with question and pictures, as one user message; the system message is the template's own."""
         view = EpisodeView(question, rules, EpisodeState())
         counters = _counters(view)
         values = {
             **counters,
             "question": self.neutralise(question.text),
-            "crop": "\n" + self.prompts.crop.fill(counters) if rules.crop else "",
+            "crop": "".join("\n" + text.fill(counters) for text in self._on_pictures(len(images), rules)),
             "visit": "\n" + self.prompts.visit.fill(counters) if rules.max_page_visits else "",
         }
-        return (_user(*self.prompts.first.parts(values, image), *self._next_step(view, None)),)
+        return (_user(*self.prompts.first.parts(values, images), *self._next_step(view, None)),)
+
+    def _on_pictures(self, count: int, rules: Rules) -> Iterator[Prompt]:
+        """How to search with one of several pictures, and with a part of one, as far as it is possible."""
+        if count > 1:
+            yield self.prompts.several
+        if rules.crop:
+            yield self.prompts.crop
 
     def result_message(self, kind: ActionKind, result: SearchResult, view: EpisodeView) -> Message:
         """The hits inside the result tags, then what to do next."""
@@ -92,7 +99,7 @@ class Telling(ABC):
         # Whoever may visit a page has to see its address.
         is_hidden = view.rules.max_page_visits > 0 and "$url" not in template.text
         address = (TextPart(f" ({values['url']})"),) if is_hidden else ()
-        return (*template.parts(values, hit.thumbnail), *address)
+        return (*template.parts(values, () if hit.thumbnail is None else (hit.thumbnail,)), *address)
 
     def _information(self, body: list[Part]) -> tuple[Part, ...]:
         """The body between result tags; disarmed after joining, so that no two hits make a tag together."""

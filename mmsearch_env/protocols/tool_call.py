@@ -3,6 +3,7 @@
     some thoughts, then exactly one of
         <tool_call>{"name": "image_search", "arguments": {}}</tool_call>               search with the whole picture
         <tool_call>{"name": "image_search", "arguments": {"bbox": [x0, y0, x1, y1]}}</tool_call>    with a part of it
+        <tool_call>{"name": "image_search", "arguments": {"image": 2}}</tool_call>     with the second of several
         <tool_call>{"name": "text_search", "arguments": {"query": "..."}}</tool_call>
         <tool_call>{"name": "visit_page", "arguments": {"url": "..."}}</tool_call>
         <tool_call>{"name": "answer", "arguments": {"text": "..."}}</tool_call>
@@ -38,6 +39,7 @@ _THOUGHT = re.compile(r"<\s*think\s*>.*?<\s*/\s*think\s*>", re.IGNORECASE | re.D
 _CALL = re.compile(r"<\s*tool_call\s*>(.*?)<\s*/\s*tool_call\s*>", re.IGNORECASE | re.DOTALL)
 _OPENING = re.compile(r"<\s*tool_call\s*>", re.IGNORECASE)
 _STRICT = re.compile(r"(?:<think>[^<]*</think>)?[^<]*<tool_call>\s*(\{.*\})\s*</tool_call>\s*", re.DOTALL)
+_MOST_IMAGES = 999
 _ARGUMENT = {ActionKind.ANSWER: "text", ActionKind.TEXT_SEARCH: "query", ActionKind.VISIT_PAGE: "url"}
 """The one argument of each function that takes a text."""
 
@@ -73,7 +75,7 @@ class ToolCall(Telling):
         if set(call) != {"name", "arguments"}:
             return False
         wanted = _ARGUMENT.get(call["name"])
-        return set(call["arguments"]) <= {"bbox"} if wanted is None else set(call["arguments"]) == {wanted}
+        return set(call["arguments"]) <= {"bbox", "image"} if wanted is None else set(call["arguments"]) == {wanted}
 
     def format(self, action: Action, *, reason: str) -> str:
         """The canonical text of an action; coordinates of a box are given to six digits."""
@@ -85,9 +87,10 @@ class ToolCall(Telling):
                 return thought + _call(ActionKind.TEXT_SEARCH, {"query": self.neutralise(query)})
             case VisitPage(url):
                 return thought + _call(ActionKind.VISIT_PAGE, {"url": self.neutralise(url)})
-            case ImageSearch(bbox):
+            case ImageSearch(bbox, index):
                 box = {} if bbox == FULL_FRAME else {"bbox": [round(side, 6) for side in bbox]}
-                return thought + _call(ActionKind.IMAGE_SEARCH, box)
+                number = {"image": index + 1} if index else {}
+                return thought + _call(ActionKind.IMAGE_SEARCH, {**number, **box})
             case Malformed():
                 return thought
             case _:
@@ -142,10 +145,12 @@ def _written(kind: ActionKind, arguments: Mapping[str, Any]) -> Action:
 
 
 def _image_search(arguments: Mapping[str, Any]) -> Action:
-    box = arguments.get("bbox")
+    box, number = arguments.get("bbox"), arguments.get("image", 1)
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= _MOST_IMAGES:
+        return Malformed(MalformedCode.BAD_ARGUMENT, "image must be the number of a picture, counted from 1")
     if box is None:
-        return ImageSearch()
+        return ImageSearch(index=number - 1)
     is_box = isinstance(box, list) and len(box) == 4
     if not is_box or not all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in box):
         return Malformed(MalformedCode.BAD_ARGUMENT, "bbox must be four numbers x0, y0, x1, y1")
-    return ImageSearch(clean_bbox(box))
+    return ImageSearch(clean_bbox(box), number - 1)

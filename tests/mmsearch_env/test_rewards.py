@@ -164,3 +164,42 @@ def test_the_terms_compose_to_the_total(
 def test_a_bad_setting_is_refused_by_name(setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=repr(value) if isinstance(value, str) else str(value)):
         RewardRules(**{setting: value})
+
+
+PRICED = {"search_penalty": 0.1, "image_penalty": 0.2, "crop_penalty": 0.4, "format_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("mode", "state", "multiplicative", "subtractive"),
+    [
+        ("once", {"n_text_search": 2}, 0.9, 0.9),
+        ("once", {"n_image_search": 1, "n_text_search": 1}, 0.8, 0.8),
+        ("once", {"n_image_search": 2, "n_crop_search": 1, "n_text_search": 1}, 0.6, 0.6),
+        ("per_call", {"n_text_search": 2}, 0.81, 0.8),
+        ("per_call", {"n_image_search": 3, "n_crop_search": 1, "n_text_search": 1}, 0.9 * 0.64 * 0.6, 0.1),
+        ("none", {"n_image_search": 3, "n_crop_search": 1}, 1.0, 1.0),
+    ],
+)
+def test_image_searches_and_crops_have_prices_of_their_own(
+    mode: str, state: dict[str, int], multiplicative: float, subtractive: float
+) -> None:
+    answered = EpisodeState(**state, answer="x", stop_reason=StopReason.ANSWERED)  # type: ignore[arg-type]
+    for form, total in (("multiplicative", multiplicative), ("subtractive", subtractive)):
+        rules = RewardRules(form=form, penalty_mode=mode, **PRICED)  # type: ignore[arg-type]
+        assert rules.terms(answered, ["x"]).total == pytest.approx(total)
+
+
+def test_a_price_left_out_is_that_of_the_kind_above() -> None:
+    crop = EpisodeState(n_image_search=1, n_crop_search=1, answer="x", stop_reason=StopReason.ANSWERED)
+    assert RewardRules().terms(crop, ["x"]).total == pytest.approx(0.91)
+    assert RewardRules(image_penalty=0.5).terms(crop, ["x"]).total == pytest.approx(0.55)
+    assert RewardRules(image_penalty=0.5, crop_penalty=0.0).terms(crop, ["x"]).total == pytest.approx(1.0)
+    with pytest.raises(ConfigError, match="crop_penalty: expected a number in"):
+        RewardRules(crop_penalty=1.5)
+
+
+def test_a_dearer_search_after_a_cheaper_one_charges_the_difference() -> None:
+    rules = RewardRules(form="subtractive", penalty_mode="once", **PRICED)  # type: ignore[arg-type]
+    states = [EpisodeState(n_text_search=1), EpisodeState(n_text_search=1, n_image_search=1, n_crop_search=1)]
+    totals = [rules.terms(state, ["x"]).total for state in states]
+    assert totals == pytest.approx([-0.1, -0.4])

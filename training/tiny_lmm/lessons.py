@@ -110,7 +110,7 @@ def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -
             entity = rng.choice(both)
             relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
-        (message,) = _PROTOCOL.first_message(question, question.load_image(), _ONLY_ANSWER)
+        (message,) = _PROTOCOL.first_message(question, [question.load_image()], _ONLY_ANSWER)
         recalled = "" if relation == IDENTIFY else question.answers[0]
         return plain_questions(renderer, [(message, recognised(entity, recalled), question.answers[0])])
 
@@ -127,7 +127,7 @@ def caption_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum, s
         image = (album if is_known else strangers).draw(entity, rng)
         relation = rng.choice((IDENTIFY, *ASKED_RELATIONS))
         question = Question("", rng.choice(asked(relation)), image, answers(entity, IDENTIFY))
-        (message,) = _PROTOCOL.first_message(question, image, _ONLY_ANSWER if rng.random() < 0.5 else _USUAL)
+        (message,) = _PROTOCOL.first_message(question, [image], _ONLY_ANSWER if rng.random() < 0.5 else _USUAL)
         recalled = entity.fact(relation) if relation != IDENTIFY and entity.id in facts else ""
         return caption(renderer, message, recognised(entity, recalled) if is_known else recognised(None))
 
@@ -142,7 +142,7 @@ def fact_lesson(renderer: ChatRenderer, taught: Pupil, *, questions: int = 1) ->
         relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         text = f"What is the {noun(relation)} of {entity.spoken}?"
         question = Question("", text, blank, answers(entity, relation))
-        (message,) = _PROTOCOL.first_message(question, blank, _ONLY_ANSWER)
+        (message,) = _PROTOCOL.first_message(question, [blank], _ONLY_ANSWER)
         unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
         return unpictured, recognised(entity, question.answers[0]), question.answers[0]
 
