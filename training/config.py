@@ -82,6 +82,7 @@ class EnvConfig:
     max_image_searches: Annotated[int, About("Image searches allowed.", "searches", low=0)] = 1
     max_text_searches: Annotated[int, About("Text searches allowed.", "searches", low=0)] = 2
     crop: Annotated[bool, About("Whether an image search may look for a part of the picture.")] = False
+    max_images: Annotated[int, About("Pictures that a question may have.", "pictures", low=1)] = 1
     max_page_visits: Annotated[int, About("Pages found by a search that may be read; 0 for none.", "pages", low=0)] = 0
     reward: Annotated[
         Literal["multiplicative", "subtractive"], About("How the answer and the price of searching are combined.")
@@ -97,6 +98,12 @@ class EnvConfig:
         "once"
     )
     visit_penalty: Annotated[float, About("Price of reading a page.", "reward", low=0, high=1)] = 0.0
+    image_penalty: Annotated[
+        float | None, About("Price of an image search; none for search_penalty.", "reward", low=0, high=1)
+    ] = None
+    crop_penalty: Annotated[
+        float | None, About("Price of an image search with a part of the picture.", "reward", low=0, high=1)
+    ] = None
     image_top_k: Annotated[int, About("Hits shown per image search.", "hits", low=1)] = 5
     text_top_k: Annotated[int, About("Hits shown per text search.", "hits", low=1)] = 5
     tool_timeout_s: Annotated[float, About("A search that takes longer counts as failed.", "seconds", above=0)] = 30.0

@@ -143,6 +143,10 @@ def _value(expected: tuple[Any, About | None], value: Any, key: str) -> Any:
         return _choice(get_args(kind), value, key)
     if get_origin(kind) is Mapping:
         return _free_mapping(value, key)
+    if isinstance(kind, types.UnionType):  # a number or none
+        if value is None:
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
     value = _as_fraction(value) if kind is float else value
     if type(value) is not kind:
         raise ConfigError(f"{key}: expected {_type_name(kind)}, got {value!r}")

@@ -135,3 +135,14 @@ def test_the_env_section_is_the_environment() -> None:
     assert set(ours) == (set(settings) | {"questions", "tools"}) - {"history"}
     for name in set(ours) - {"questions", "tools"}:
         assert ours[name] == settings[name], name
+
+
+def test_a_number_may_be_left_out_where_it_may(tmp_path: Path) -> None:
+    for text, value in (("null", None), ("0.25", 0.25), ("0", 0.0)):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"env:\n  image_penalty: {text}\n")
+        assert read_config(path).env.image_penalty == value
+    for text in ("much", "2.0", "true"):
+        path.write_text(f"env:\n  image_penalty: {text}\n")
+        with pytest.raises(ConfigError, match="env.image_penalty: expected a number"):
+            read_config(path)
