@@ -12,10 +12,10 @@ import pytest
 FOLDER = Path(__file__).parent / "benchmarks"
 REPORTED = {
     "text_search": "by_documents",
-    "image_search": "by_rows",
-    "cache": "ratio_from_disk",
+    "image_search": "by_size",
+    "cache": "one_flight",
     "server": "loads",
-    "episodes": "median",
+    "episodes": "ways",
 }
 
 
