@@ -100,9 +100,7 @@ class SearchServer:
         async def handle(request: web.Request) -> web.StreamResponse:
             body = await self._body(request)
             async with self._places(1):
-                query = (
-                    await asyncio.to_thread(read, body["query"]) if "image" in body["query"] else read(body["query"])
-                )
+                query = await _understood(read, body["query"])
                 return _found(await self._search(kind, query, int(body.get("top_k", _USUAL_TOP_K))))
 
         return handle
@@ -114,7 +112,7 @@ class SearchServer:
 
             async def one(item: Mapping[str, Any]) -> dict[str, Any]:
                 try:
-                    result = await self._search(kind, await asyncio.to_thread(read, item), top_k)
+                    result = await self._search(kind, await _understood(read, item), top_k)
                 except ImageError as error:
                     return _told("bad_request", str(error))
                 return result_to_json(result) if isinstance(result, SearchResult) else _told_of(result)
@@ -244,6 +242,11 @@ class _Places:
 
     async def __aexit__(self, *_: object) -> None:
         self._server._searching -= self._count
+
+
+async def _understood(read: Callable[[Mapping[str, Any]], Query], item: Mapping[str, Any]) -> Query:
+    """The query; a picture is decoded in a thread. Raises ImageError."""
+    return await asyncio.to_thread(read, item) if "image" in item else read(item)
 
 
 def _found(result: SearchResult | ToolError) -> web.Response:

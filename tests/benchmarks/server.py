@@ -33,6 +33,7 @@ from text_search import TOP_K, bare, built, written
 from mmsearch_env.server.app import ServerSettings
 
 BATCH, FEW = 16, 8
+_LONGEST_S = 300.0
 RATIOS = ("queries_per_s", "server_cpu_ms", "p50_ms", "p99_ms")
 PEER = Path(__file__).with_name("search_r1_peer.py")
 
@@ -68,7 +69,8 @@ async def loaded(port: int, requests: Sequence[bytes], concurrency: int) -> tupl
         connection.close()
 
     begin = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(concurrency)))
+    async with asyncio.timeout(_LONGEST_S):
+        await asyncio.gather(*(client() for _ in range(concurrency)))
     return time.perf_counter() - begin, taken
 
 

@@ -229,6 +229,8 @@ def _opened(folder: Path, probes: int) -> Any:
         wanted = f"{folder}: expected an inverted file, got {' '.join(str(error).split())[:200]}"
         raise DataError(f"{wanted}; run the index command again") from error
     index.nprobe = probes
+    # Left alone, faiss starts 32 threads at every search to read ahead.
+    faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
     return index
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ImageError, ServiceCode, ServiceError, ToolError, ToolTimeout, ToolUnavailable
 from mmsearch_env.net.client import Call, HttpClient, Key, Reply
@@ -38,7 +40,10 @@ class ServerSearch:
         """What the server's tool finds. Raises ToolError: also what the server's tool raised."""
         if _KINDS[type(query)] is not self._kind:
             raise ToolUnavailable(f"{self.name}: expected a query for {self._kind}, got {type(query).__name__}")
-        body = {"query": query_to_json(query), "top_k": top_k}
+        # A picture takes milliseconds to be encoded.
+        is_picture = isinstance(query, ImageQuery)
+        told = await asyncio.to_thread(query_to_json, query) if is_picture else query_to_json(query)
+        body = {"query": told, "top_k": top_k}
         reply = await self._client.send(Call("POST", self._url, body=body, key=self._key))
         try:
             return result_from_json(reply.data)
