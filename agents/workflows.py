@@ -2,7 +2,8 @@
 
 A workflow decides what some turns do and may narrow the episode's rules. Why, and what exactly, the policy says itself:
 a turn begins with a reason of its own, as in free play, and the scripted action follows it. The reason and action of a
-scripted turn are seen by the model but never trained on.
+scripted turn are seen by the model but never trained on. A scripted image search is made with the first picture: of
+several, only a policy that plays freely can choose.
 """
 
 from __future__ import annotations

@@ -43,20 +43,23 @@ class CandidateLayout:
         n_titles: names found in the titles of image hits.
         n_snippets: what is new in the passages of text hits.
         vocabulary: answers that are always offered.
+        n_images: pictures that a question may have; searches with the second and further ones stand last.
     """
 
     n_titles: int = 4
     n_snippets: int = 4
     vocabulary: tuple[str, ...] = ()
+    n_images: int = 1
 
     @property
     def size(self) -> int:
         """The number of places, K."""
-        return FIRST_ANSWER + self.n_titles + self.n_snippets + len(self.vocabulary)
+        return FIRST_ANSWER + self.n_titles + self.n_snippets + len(self.vocabulary) + self.n_images - 1
 
     def actions(self, view: EpisodeView, results: Sequence[SearchResult]) -> tuple[Action | None, ...]:
         """K places: give up; search with the picture; search with the question; the same with the first name found;
-        answer with a name from a title, with what a passage says that the question did not, with a vocabulary word.
+        answer with a name from a title, with what a passage says that the question did not, with a vocabulary word;
+        search with a further picture.
 
         Args:
             view: where the episode stands; what it does not allow is None.
@@ -74,7 +77,15 @@ class CandidateLayout:
             *_padded(passages, self.n_snippets),
             *self.vocabulary,
         )
-        places = (Answer(GIVE_UP_ANSWER), *searches, *(None if text is None else Answer(text) for text in answers))
+        further = (
+            ImageSearch(index=index) if index < view.question.n_images else None for index in range(1, self.n_images)
+        )
+        places = (
+            Answer(GIVE_UP_ANSWER),
+            *searches,
+            *(None if text is None else Answer(text) for text in answers),
+            *further,
+        )
         return tuple(place if _allowed(place, view) else None for place in places)
 
 

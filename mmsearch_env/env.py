@@ -37,8 +37,9 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
     with words (MMSearch-R1, arXiv 2506.20670). docs/environment.md has the whole contract.
 
     ## Action space
-    ``Dict(kind=Discrete(3) [answer, image_search, text_search], text, bbox)``; ``step`` also takes an
-    :data:`~mmsearch_env.actions.Action` and a model's raw text, which the protocol parses.
+    ``Dict(kind=Discrete(3) [answer, image_search, text_search], text, bbox)``, and ``index`` where questions may have
+    several pictures; ``step`` also takes an :data:`~mmsearch_env.actions.Action` and a model's raw text, which the
+    protocol parses.
 
     ## Observation space
     ``Dict(content, speaker, round, image_searches_left, text_searches_left)``: ``content`` holds the new texts and
@@ -117,7 +118,8 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         Raises:
             ConfigError: an option is unknown.
             EpisodeError: a turn is under way.
-            DataError: the question asked for does not exist or its picture is broken, or no question can be used.
+            DataError: the question asked for does not exist, its picture is broken or it has too many, or no question
+                can be used.
         """
         self._expect_rest()
         super().reset(seed=seed)
@@ -231,7 +233,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
 
     @property
     def unusable_questions(self) -> Mapping[str, str]:
-        """Questions passed over because their picture is broken, and why."""
+        """Questions passed over because a picture is broken or they have too many, and why."""
         return self._draw.unusable
 
     @property

@@ -15,10 +15,12 @@ from rich.text import Text
 
 from mmsearch_env.actions import Action, Answer, ImageSearch, TextSearch, VisitPage
 from mmsearch_env.env import MMSearchEnv
+from mmsearch_env.episode import Rules
 from mmsearch_env.errors import DataError
 from mmsearch_env.images import clean_bbox
 from mmsearch_env.messages import Message, Part, TextPart
 from mmsearch_env.rendering import plain
+from mmsearch_env.resources import resolve_questions
 from mmsearch_env.showing import page_path, show_messages, show_outcome, write_page
 
 PictureForm = Literal["blocks", "path", "none"]
@@ -27,15 +29,19 @@ HELP = """\
 Type an answer, or search first (searching costs a little):
   /image                        which pages show this picture?
   /image LEFT TOP RIGHT BOTTOM  ... or this part of it, in fractions of width and height (with --crop)
-  /image 2                      ... or the second picture, where a question has several
   /text WORDS                   what do pages say about this?
   /visit ADDRESS                what does this page say? (with --visits)
   /help  /quit
 """
 
+HELP_ON_SEVERAL = """\
+Where a question has several pictures, say which, counted from 1:
+  /image 2                      which pages show the second picture?
+  /image 2 LEFT TOP RIGHT BOTTOM
+"""
+"""Said too where a question has several pictures."""
+
 _FOR_PEOPLE = Path(__file__).parent / "prompts" / "person"
-_MOST_IMAGES = 9
-"""Pictures of a question that a person is shown."""
 _FORGOTTEN_SLASH = ("image", "text", "help", "quit")
 _TAGS = ("<information>", "</information>")
 
@@ -65,19 +71,20 @@ def _count(text: str) -> int:
 
 def run(arguments: argparse.Namespace, console: Console, read_line: Callable[[], str] = input) -> int:
     """Play until the person leaves, the input ends or ``--episodes`` are played."""
+    questions = resolve_questions(arguments.questions, arguments.world, arguments.split)
     env = MMSearchEnv(
         world=arguments.world,
         split=arguments.split,
-        questions=arguments.questions,
+        questions=questions,
         prompts=arguments.prompts,
         max_rounds=arguments.rounds,
         crop=arguments.crop,
         max_page_visits=arguments.visits,
-        max_images=_MOST_IMAGES,
+        max_images=max(question.n_images for question in questions),
     )
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() a history and cursor keys
-    console.print(HELP, markup=False, soft_wrap=True)
+    console.print(_help(env.rules), markup=False, soft_wrap=True)
     return _Sitting(env, console, read_line, arguments).play()
 
 
@@ -158,7 +165,7 @@ class _Sitting:
                     self._console.print()
             if meaning != "help":
                 return None if meaning == "quit" else meaning
-            self._console.print(HELP, markup=False, soft_wrap=True)
+            self._console.print(_help(self._env.rules), markup=False, soft_wrap=True)
 
     def _say_goodbye(self) -> None:
         if self._arguments.html is not None:
@@ -167,6 +174,11 @@ class _Sitting:
         if self._rewards:
             mean = sum(self._rewards) / len(self._rewards)
             self._console.print(f"{len(self._rewards)} played, mean reward {mean:.3f}")
+
+
+def _help(rules: Rules) -> str:
+    """What can be typed."""
+    return HELP if rules.max_images == 1 else HELP + HELP_ON_SEVERAL
 
 
 def _meaning(line: str) -> Action | Literal["quit", "help"]:

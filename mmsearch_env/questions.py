@@ -40,24 +40,29 @@ class Question:
         if not any(answer.strip() for answer in self.answers):
             raise QuestionError(f"question {self.id!r}: expected an answer, got none; drop or mend the row")
 
+    @property
+    def n_images(self) -> int:
+        """How many pictures it has."""
+        return 1 + len(self.more_images)
+
     def load_image(self) -> Image:
         """The picture, the first of several. Raises ImageError if it cannot be read."""
         return self.image.load()
 
-    def load_images(self, most: int) -> tuple[Image, ...]:
-        """All pictures.
+    def load_images(self, most: int | None = None) -> tuple[Image, ...]:
+        """All pictures, in order.
 
         Args:
-            most: how many there may be.
+            most: how many there may be; None for any number.
 
         Raises:
             QuestionError: there are more.
             ImageError: one cannot be read.
         """
-        count = 1 + len(self.more_images)
-        if count > most:
+        if most is not None and self.n_images > most:
             raise QuestionError(
-                f"question {self.id!r}: expected at most {most} pictures, got {count}; set max_images to {count}"
+                f"question {self.id!r}: expected at most {most} pictures, got {self.n_images}; "
+                f"set max_images to {self.n_images}"
             )
         return (self.load_image(), *(image.load() for image in self.more_images))
 

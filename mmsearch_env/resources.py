@@ -43,7 +43,7 @@ class QuestionDraw:
         """A question, uniformly from the usable ones, and its pictures.
 
         Raises:
-            DataError: no question has a readable picture.
+            DataError: no question can be used.
         """
         while len(self.unusable) < len(self.questions):
             question = self.questions[int(rng.integers(len(self.questions)))]
@@ -54,7 +54,8 @@ class QuestionDraw:
             except (ImageError, QuestionError) as error:
                 self.unusable[question.id] = str(error)
                 _log.warning("question %s is passed over: %s", plain(question.id), plain(str(error)))
-        raise DataError(f"{self.questions.name}: expected a question with a readable picture, got none; mend the file")
+        reason = next(iter(self.unusable.values()))
+        raise DataError(f"{self.questions.name}: expected a usable question, got none; the first passed over: {reason}")
 
 
 def resolve_questions(questions: str | QuestionSet | None, world: str, split: str) -> QuestionSet:

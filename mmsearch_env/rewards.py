@@ -7,9 +7,14 @@ searches charged, f = ``format_weight`` and p = ``search_penalty``:
     subtractive      R = (1 - f) * a + f * o - p * n          the price is due right or wrong, on the step that searched
 
 n is min(searches, 1) in penalty mode ``once`` (the paper), the number of searches in ``per_call``, 0 in ``none``. Image
-searches, and those with a part of a picture, may have prices of their own; each search is then charged at its own, and
-in mode ``once`` the dearest of those made. Pages visited are charged in the same way at a price of their own, p_v:
-another factor (1 - p_v)^m, or another term p_v * m.
+searches, and those with a part of a picture, may have prices of their own, p_i (``image_penalty``, p unless given) and
+p_c (``crop_penalty``, p_i unless given). With t, i and c searches made with words, whole pictures and parts of them,
+
+    per_call         (1 - p)^n becomes (1 - p)^t (1 - p_i)^i (1 - p_c)^c, and p * n becomes p * t + p_i * i + p_c * c
+    once             n stays; p is the dearest price of those made, so that a dearer one later costs the difference
+
+Pages visited are charged in the same way at a price of their own, p_v: another factor (1 - p_v)^m, or another term
+p_v * m.
 A tool that failed is free. Both forms are written as a sum of three terms, so that nothing is hidden:
 ``total = metric_points + format_points - search_penalty``.
 """
@@ -183,19 +188,28 @@ class RewardRules:
         image = self.search_penalty if self.image_penalty is None else self.image_penalty
         crop = image if self.crop_penalty is None else self.crop_penalty
         whole = state.n_image_search - state.n_crop_search
-        searches = [(self.search_penalty, state.n_text_search), (image, whole), (crop, state.n_crop_search)]
+        made = [(self.search_penalty, state.n_text_search), (image, whole), (crop, state.n_crop_search)]
+        searches = _by_price(made)
         visits = [(self.visit_penalty, state.n_page_visit)]
         if self.penalty_mode == PenaltyMode.PER_CALL:
             return searches + visits
         if self.penalty_mode == PenaltyMode.NONE:
             return []
-        dearest = (max((price for price, calls in made if calls), default=0.0) for made in (searches, visits))
+        dearest = (max((price for price, calls in kind if calls), default=0.0) for kind in (searches, visits))
         return [(price, 1) for price in dearest]
 
     def _price(self, metric_points: float, charged: Sequence[tuple[float, int]]) -> float:
         if self.form == RewardForm.SUBTRACTIVE:
             return math.fsum(price * calls for price, calls in charged)
         return metric_points * (1.0 - math.prod((1.0 - price) ** calls for price, calls in charged))
+
+
+def _by_price(made: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Each price once, with all its calls: kinds at one price are charged as if they were one, to the last bit."""
+    calls: Counter[float] = Counter()
+    for price, count in made:
+        calls[price] += count
+    return list(calls.items())
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 def query_of(action: Action, question: Question, images: Sequence[Image]) -> Query:
     """What a search asks its tool. Raises EpisodeError for an action that is no search."""
     if isinstance(action, ImageSearch):
-        return ImageQuery(images[action.index], action.bbox, question.id, question.text)
+        question_id = "" if action.index else question.id  # a record may know the first picture by its question alone
+        return ImageQuery(images[action.index], action.bbox, question_id, question.text)
     if isinstance(action, TextSearch):
         return TextQuery(action.query, question.id, question.text)
     if isinstance(action, VisitPage):

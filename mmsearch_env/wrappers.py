@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import gymnasium
@@ -86,7 +87,7 @@ class CandidateActions(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorA
             raise ConfigError(f"n_titles and n_snippets: expected at least 0, got {n_titles} and {n_snippets}")
         if isinstance(vocabulary, str) or not all(isinstance(checked(Answer(word)), Answer) for word in vocabulary):
             raise ConfigError(f"vocabulary: expected a list of answers, got {vocabulary!r}; leave out empty, long ones")
-        self.layout = CandidateLayout(n_titles, n_snippets, tuple(vocabulary))
+        self.layout = CandidateLayout(n_titles, n_snippets, tuple(vocabulary), _inner(env).rules.max_images)
         self.action_space = spaces.Discrete(self.layout.size)
 
     @property
@@ -120,6 +121,7 @@ class ArrayObservations(gymnasium.ObservationWrapper[Any, Any, Any], RecordConst
     """The observation is a one-level Dict of arrays that holds the whole episode so far.
 
     * ``picture`` and ``thumbnail`` (side, side, 3) uint8: the question's picture; the best image hit, black until then
+    * ``picture_2`` and on, where a question may have several: its further pictures, black where it has none
     * ``question`` and ``found`` (n_features,) float32 in [-1, 1]: hashed words of the question and of all hits
     * ``counters`` (3,) float32 in [0, 1]: rounds, image searches and text searches left, as shares
     * ``action_mask`` (K,) float32, when the actions are candidates
@@ -140,6 +142,7 @@ class ArrayObservations(gymnasium.ObservationWrapper[Any, Any, Any], RecordConst
             "question": text,
             "found": text,
             "counters": spaces.Box(0.0, 1.0, (3,), np.float32),
+            **dict.fromkeys(_further(_inner(env).rules.max_images), picture),
         }
         actions = env.action_space
         self._masked = False
@@ -165,10 +168,15 @@ class ArrayObservations(gymnasium.ObservationWrapper[Any, Any, Any], RecordConst
             "question": hashed_words((env.question.text,), self.n_features),
             "found": hashed_words([f"{hit.title} {hit.snippet}" for hit in hits], self.n_features),
             "counters": np.array(counters, dtype=np.float32),
+            **self._further_pictures(env.episode.images[1:]),
         }
         if self._masked:
             arrays["action_mask"] = self.env.get_wrapper_attr("action_masks")().astype(np.float32)
         return arrays
+
+    def _further_pictures(self, images: Sequence[Image]) -> dict[str, np.ndarray]:
+        names = _further(_inner(self.env).rules.max_images)
+        return {name: self._scaled(image) for name, image in zip_longest(names, images)}
 
     def _scaled(self, image: Image | None) -> np.ndarray:
         side = self.side_pixels
@@ -209,6 +217,11 @@ def hashed_words(texts: Sequence[str], n_features: int) -> np.ndarray:
             counts[code % n_features] += 1.0 if code >> 31 else -1.0
     length = float(np.linalg.norm(counts))
     return counts / np.float32(length) if length else counts
+
+
+def _further(max_images: int) -> list[str]:
+    """Names of the arrays that hold a question's pictures after the first."""
+    return [f"picture_{number}" for number in range(2, max_images + 1)]
 
 
 def _unit(array: np.ndarray) -> np.ndarray:

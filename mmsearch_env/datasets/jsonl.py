@@ -79,7 +79,10 @@ def _question(row: dict[str, Any], path: Path, number: int) -> Question:
 
 
 def _pictures(value: object, path: Path) -> tuple[PictureFile, ...]:
-    paths = value if isinstance(value, list) and value else [value]
+    """Of a path, or of a list of paths."""
+    if isinstance(value, list) and not all(isinstance(one, str) for one in value or [None]):
+        raise DataError(f"expected 'image' to be a path or a list of paths, got {shown(value)}; mend the row")
+    paths = value if isinstance(value, list) else [value]
     pictures = tuple(PictureFile(path.parent / expect_text(one, "image")) for one in paths)
     for picture in pictures:
         picture.check()

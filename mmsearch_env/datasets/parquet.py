@@ -80,7 +80,7 @@ class ParquetPicture:
 
     def load(self) -> Image:
         """The picture. Raises ImageError with the file and the row."""
-        name = f"{self.path}, row {self.row}"
+        name = f"{self.path}, row {self.row}" + (f", picture {self.place + 1}" if self.place else "")
         return Image.from_bytes(picture_column(self.path, self.column).read(self.row, self.place), name=name)
 
 
@@ -102,8 +102,8 @@ class PictureColumn:
         for number, row in enumerate(table.rows([column]), start=1):
             try:
                 pictures = _pictures(row, column)
-                for data in pictures:
-                    check_header(io.BytesIO(data), name="its picture")
+                for place, data in enumerate(pictures):
+                    check_header(io.BytesIO(data), name=f"its picture {place + 1}" if place else "its picture")
             except DataError as error:
                 self.problems[number] = str(error)
                 pictures = []

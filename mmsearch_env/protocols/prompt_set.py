@@ -30,6 +30,7 @@ COUNTERS = (
     "text_searches_left",
     "max_page_visits",
     "page_visits_left",
+    "images",
 )
 """Numbers any prompt may show."""
 
@@ -48,10 +49,11 @@ PROMPT_FILES: Mapping[str, tuple[str, ...]] = {
     "answer_now": (),
     "malformed": ("code", "detail"),
     "limit": ("code", "kind"),
+    "unknown_image": ("code", "kind"),
     "tool_failed": ("kind",),
 }
 """Every file of a prompt set (without ``.txt``) and the names it may use."""
-OPTIONAL_FILES = ("visit", "page", "several")
+OPTIONAL_FILES = ("visit", "page", "several", "unknown_image")
 """Files that a set may lack; it then has the standard set's."""
 
 
@@ -94,6 +96,7 @@ class PromptSet:
         answer_now: what to do next when only an answer is left.
         malformed: said after a completion that meant no action.
         limit: said after a search that is not allowed any more.
+        unknown_image: said after a search with a picture that the question does not have.
         tool_failed: said after a search whose tool failed.
     """
 
@@ -111,6 +114,7 @@ class PromptSet:
     answer_now: Prompt
     malformed: Prompt
     limit: Prompt
+    unknown_image: Prompt
     tool_failed: Prompt
 
 

@@ -40,7 +40,10 @@ class Protocol(typing.Protocol):
     """What ends the reason of a completion; an action follows it."""
 
     def begun(self, kind: ActionKind) -> str:
-        """How an action of this kind begins, up to what only the player can say; an image search is whole."""
+        """How an action of this kind begins, up to what only the player can say; an image search is whole.
+
+        It is made with the whole picture, the first of several.
+        """
         ...
 
     def neutralise(self, text: str) -> str:

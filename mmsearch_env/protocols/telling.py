@@ -86,7 +86,8 @@ class Telling(ABC):
     def limit_message(self, kind: ActionKind, code: RefusalCode, view: EpisodeView) -> Message:
         """The search was not carried out."""
         values = {**_counters(view), "code": code.value, "kind": _spoken(kind)}
-        return _user(TextPart(self.prompts.limit.fill(values)), *self._next_step(view, None))
+        prompt = self.prompts.unknown_image if code is RefusalCode.UNKNOWN_IMAGE else self.prompts.limit
+        return _user(TextPart(prompt.fill(values)), *self._next_step(view, None))
 
     def _hit(self, template: Prompt, rank: int, hit: Hit, view: EpisodeView) -> tuple[Part, ...]:
         values = {
@@ -145,4 +146,5 @@ def _counters(view: EpisodeView) -> Mapping[str, object]:
         "text_searches_left": view.text_searches_left,
         "max_page_visits": view.rules.max_page_visits,
         "page_visits_left": view.page_visits_left,
+        "images": view.question.n_images,
     }

@@ -23,7 +23,10 @@ class TextQuery:
 
 @dataclass(frozen=True, slots=True)
 class ImageQuery:
-    """A picture, or the part of it inside ``bbox``, to search for."""
+    """A picture, or the part of it inside ``bbox``, to search for.
+
+    ``question_id`` stands for the question's first picture; a search with another one goes without it.
+    """
 
     image: Image
     bbox: BBox = FULL_FRAME

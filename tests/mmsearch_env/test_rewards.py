@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -187,6 +188,26 @@ def test_image_searches_and_crops_have_prices_of_their_own(
     for form, total in (("multiplicative", multiplicative), ("subtractive", subtractive)):
         rules = RewardRules(form=form, penalty_mode=mode, **PRICED)  # type: ignore[arg-type]
         assert rules.terms(answered, ["x"]).total == pytest.approx(total)
+
+
+@pytest.mark.parametrize("form", ["multiplicative", "subtractive"])
+@pytest.mark.parametrize("penalty", [0.1, 0.3, 0.7])
+def test_kinds_at_one_price_are_charged_to_the_last_bit_as_one_kind(form: str, penalty: float) -> None:
+    rules = RewardRules(form=form, penalty_mode="per_call", search_penalty=penalty, visit_penalty=0.2)
+    same = RewardRules(form, "exact_match", 0.1, penalty, "per_call", 0.2, penalty, penalty)
+    for text, image, crop, visits in itertools.product(range(4), range(4), range(4), range(3)):
+        state = EpisodeState(
+            n_text_search=text,
+            n_image_search=image + crop,
+            n_crop_search=crop,
+            n_page_visit=visits,
+            answer="x",
+            stop_reason=StopReason.ANSWERED,
+        )
+        n, points = text + image + crop, 0.9
+        left = (1.0 - penalty) ** n * (1.0 - 0.2) ** visits
+        price = points * (1.0 - left) if form == "multiplicative" else penalty * float(n) + 0.2 * float(visits)
+        assert rules.terms(state, ["x"]).search_penalty == same.terms(state, ["x"]).search_penalty == price
 
 
 def test_a_price_left_out_is_that_of_the_kind_above() -> None:

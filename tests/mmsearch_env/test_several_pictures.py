@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,25 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
+import mmsearch_env
 from mmsearch_env import Answer, ImageSearch, MMSearchEnv, to_messages
 from mmsearch_env.actions import Malformed
 from mmsearch_env.datasets import load_questions
 from mmsearch_env.errors import ConfigError, DataError, EpisodeError, QuestionError
 from mmsearch_env.images import Image
-from mmsearch_env.play import _meaning
+from mmsearch_env.play import _meaning, add_arguments, run
 from mmsearch_env.protocols import PROTOCOLS, load_protocol
 from mmsearch_env.questions import Question, QuestionSet
+from mmsearch_env.searching import query_of
+from mmsearch_env.tools.replay.record import Recorder
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult
 from mmsearch_env.vector_env import MMSearchVectorEnv
+from mmsearch_env.wrappers import ArrayObservations, CandidateActions, FlatObservations
 
 HALF = (0.0, 0.0, 0.5, 1.0)
+PERSON = Path(mmsearch_env.__file__).parent / "prompts" / "person"
 
 
 def shot(seed: int) -> Image:
@@ -156,9 +164,25 @@ def test_a_picture_that_is_not_there_is_refused_and_costs_a_round_only() -> None
     env.reset(options={"question_id": "lone"})
     _, _, terminated, _, info = env.step(ImageSearch(index=1))
     assert (info["error"], info["n_image_search"], terminated) == ("unknown_image", 0.0, False)
-    assert not tool.asked and "unknown_image" in env.conversation[-1].text
+    assert not tool.asked
     _, reward, *_ = env.step(Answer("x"))
     assert reward == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "prompts", "said"),
+    [
+        ("mmsearch_r1", "standard", "there is no such picture. Pictures are counted from 1, and the question has 2."),
+        ("mmsearch_r1", "brief", "Refused: unknown_image. Pictures: 2."),
+        ("tool_call", "standard", "there is no such picture. Pictures are counted from 1, and the question has 2."),
+        ("mmsearch_r1", str(PERSON), "There is no such picture (unknown_image)."),
+    ],
+)
+def test_the_player_is_told_which_pictures_there_are(protocol: str, prompts: str, said: str) -> None:
+    env = made(protocol=protocol, prompts=prompts, max_images=3)
+    env.reset(options={"question_id": "pair"})
+    env.step(ImageSearch(index=2))
+    assert said in env.conversation[-1].text
 
 
 @pytest.mark.parametrize("index", ["1", 1.0, True, None])
@@ -198,6 +222,12 @@ def test_a_limit_that_is_none_is_refused(count: Any) -> None:
         made(max_images=count)
 
 
+def test_a_set_without_a_usable_question_says_why() -> None:
+    env = MMSearchEnv(questions=QuestionSet("pairs", [PAIR]), tools=Noting())
+    with pytest.raises(DataError, match=r"pairs: expected a usable question, got none; .* set max_images to 2"):
+        env.reset(seed=0)
+
+
 def test_an_episode_survives_a_pickle_and_a_snapshot() -> None:
     env = made("none")
     env.reset(options={"question_id": "pair"})
@@ -219,12 +249,64 @@ def test_many_episodes_search_with_the_pictures_named() -> None:
     envs.close()
 
 
+def test_members_of_the_batched_space_name_pictures_too() -> None:
+    tool = Noting()
+    envs = MMSearchVectorEnv(2, questions=QuestionSet("one", [PAIR]), tools=tool, max_images=2)
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    envs.step({**envs.action_space.sample(), "kind": np.array([1, 1]), "index": np.array([1, 0])})
+    assert [query.image for query in tool.asked if isinstance(query, ImageQuery)] == [shot(2), shot(1)]
+    envs.close()
+
+
+def test_a_record_takes_no_other_picture_for_the_first(tmp_path: Path) -> None:
+    """A record may know a search by its question alone; what was found for one picture is not said of another."""
+    tools = {"name": "replay", "path": str(tmp_path), "miss": "error"}
+    recorder = Recorder(tmp_path)
+    for index, title in ((1, "Second"), (0, "First"), (1, "Second")):
+        query = query_of(ImageSearch(index=index), PAIR, PAIR.load_images())
+        recorder.write(query, SearchResult((Hit(title, "https://a.example/"),)), top_k=5)
+    strangers = replace(PAIR, image=shot(8), more_images=(shot(9),))
+    env = MMSearchEnv(questions=QuestionSet("s", [strangers]), tools=tools, max_images=2, max_rounds=9)
+    env.reset(seed=0)
+    assert env.step(ImageSearch(index=1))[4]["error"] == "unavailable"
+    env.step(ImageSearch())
+    assert env.episode.results[0].hits[0].title == "First"
+
+
 def test_coroutines_too() -> None:
     tool = Noting()
     env = made(tool)
     env.reset(options={"question_id": "pair"})
     asyncio.run(env.astep(ImageSearch(index=1)))
     assert isinstance(tool.asked[0], ImageQuery) and tool.asked[0].image == shot(2)
+
+
+# --- algorithms that cannot write ------------------------------------------------------------------------------------
+
+
+def test_searches_with_further_pictures_are_the_last_candidates() -> None:
+    tool = Noting()
+    choice = CandidateActions(made(tool), n_titles=1, n_snippets=1, vocabulary=("x",))
+    assert choice.action_space == gymnasium.spaces.Discrete(8)
+    _, info = choice.reset(options={"question_id": "lone"})
+    assert info["action_mask"].tolist() == [1, 1, 1, 0, 0, 0, 1, 0]
+    _, info = choice.reset(options={"question_id": "pair"})
+    assert info["action_mask"].tolist() == [1, 1, 1, 0, 0, 0, 1, 1]
+    choice.step(7)
+    assert isinstance(tool.asked[0], ImageQuery) and tool.asked[0].image == shot(2)
+
+
+def test_arrays_hold_further_pictures_and_black_where_there_are_none() -> None:
+    arrays = ArrayObservations(made(), side_pixels=8, n_features=4)
+    seen, _ = arrays.reset(options={"question_id": "pair"})
+    assert seen in arrays.observation_space
+    assert (seen["picture"] == shot(1).resized(8, 8).pixels).all()
+    assert (seen["picture_2"] == shot(2).resized(8, 8).pixels).all()
+    seen, _ = arrays.reset(options={"question_id": "lone"})
+    assert seen in arrays.observation_space and not seen["picture_2"].any()
+    flat = FlatObservations(arrays)
+    assert flat.reset(seed=0)[0] in flat.observation_space
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -238,13 +320,18 @@ def test_json_lines_may_name_several_pictures(tmp_path: Path) -> None:
         {"question": "One?", "answers": ["x"], "image": "1.png"},
         {"question": "None?", "answers": ["x"], "image": []},
         {"question": "Gone?", "answers": ["x"], "image": ["1.png", "gone.png"]},
+        {"question": "Number?", "answers": ["x"], "image": ["1.png", 2]},
+        {"question": "Null?", "answers": ["x"], "image": [None]},
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     questions = load_questions(tmp_path / "q.jsonl")
-    assert [len(question.load_images(9)) for question in questions] == [2, 1]
+    assert [len(question.load_images()) for question in questions] == [question.n_images for question in questions]
+    assert [question.n_images for question in questions] == [2, 1]
     assert questions[0].load_images(9)[1] == shot(2)
-    assert [skipped.row for skipped in questions.skipped] == [3, 4]
+    assert [skipped.row for skipped in questions.skipped] == [3, 4, 5, 6]
     assert "gone.png" in questions.skipped[1].reason
+    for number, got in ((0, "[]"), (2, "['1.png', 2]"), (3, "[None]")):
+        assert f"expected 'image' to be a path or a list of paths, got {got}" in questions.skipped[number].reason
 
 
 def test_parquet_may_hold_several_pictures(tmp_path: Path) -> None:
@@ -261,6 +348,7 @@ def test_parquet_may_hold_several_pictures(tmp_path: Path) -> None:
     found = [question.load_images(9) for question in questions]
     assert found == [(shot(1), shot(2), shot(3)), (shot(4),), (shot(5), shot(6))]
     assert [skipped.row for skipped in questions.skipped] == [2, 4]
+    assert "its picture 2: expected a readable picture" in questions.skipped[0].reason
     with pytest.raises(DataError):
         questions[0].load_images(2)
 
@@ -283,6 +371,24 @@ def test_parquet_may_hold_several_pictures(tmp_path: Path) -> None:
 )
 def test_a_person_names_a_picture_by_its_number(line: str, meaning: object) -> None:
     assert _meaning(line) == meaning
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_help_speaks_of_several_pictures_only_where_there_are_some(tmp_path: Path, several: bool) -> None:
+    for seed in (1, 2):
+        (tmp_path / f"{seed}.png").write_bytes(shot(seed).to_png())
+    row = {"question": "Which?", "answers": ["x"], "image": ["1.png", "2.png"] if several else "1.png"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(["--questions", str(tmp_path / "q.jsonl"), "--picture", "none"])
+    console = Console(file=io.StringIO(), width=120)
+    lines = iter(["/help", "/quit"])
+    run(arguments, console, lambda: next(lines))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.count("/image 2  ") == (2 if several else 0)
+    assert shown.count("[picture, 30 x 20 pixels]") == (2 if several else 1)
 
 
 def test_a_broken_second_picture_makes_a_question_unusable(tmp_path: Path) -> None:
