@@ -9,12 +9,11 @@ question about several pictures has a list of paths.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mmsearch_env.datasets.pictures import PictureFile
-from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text, shown
+from mmsearch_env.datasets.rows import RowCollector, clean_answers, expect_text, json_object, shown
 from mmsearch_env.errors import DataError
 from mmsearch_env.questions import Question, QuestionSet
 
@@ -51,13 +50,7 @@ def _take(rows: RowCollector, number: int, line: str) -> None:
 def _parse(line: str) -> dict[str, Any]:
     if len(line) > MAX_LINE_CHARS:
         raise DataError(f"expected at most {MAX_LINE_CHARS} characters, got {len(line)}; keep pictures in files")
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"expected a JSON object, got {type(error).__name__}: {error}; mend the line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"expected a JSON object, got {type(row).__name__}; write one object a line")
-    return row
+    return json_object(line)
 
 
 def _question(row: dict[str, Any], path: Path, number: int) -> Question:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mmsearch_env.errors import DataError
 from mmsearch_env.questions import Question, QuestionSet, SkippedRow
@@ -58,6 +60,17 @@ def clean_answers(*groups: Iterable[object]) -> tuple[str, ...]:
             if answer.strip():
                 answers[answer.strip()] = None
     return tuple(answers)
+
+
+def json_object(line: str | bytes) -> dict[str, Any]:
+    """The object a line holds. Raises DataError for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"expected a JSON object, got {type(error).__name__}: {error}; mend the line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"expected a JSON object, got {type(row).__name__}; write one object a line")
+    return row
 
 
 def expect_text(value: object, name: str) -> str:

@@ -409,6 +409,57 @@ def test_a_lost_text_index_is_written_again(tmp_path: Path, zoo: Path) -> None:
     assert searched(tmp_path / "c", "zq1").hits
 
 
+def test_an_address_that_stands_twice_in_a_table_belongs_to_the_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"url": "a", "text": "the first owl"},
+        {"url": "b", "text": "a bat"},
+        {"url": "a", "text": "the second owl"},
+    ]
+    for batch_rows in (1, 100):
+        monkeypatch.setattr("mmsearch_env.tools.corpus.batches.BATCH_ROWS", batch_rows)
+        into = tmp_path / f"c{batch_rows}"
+        table = jsonl(tmp_path / "t.jsonl", rows)
+        assert built(into, table).skipped == 1
+        changed = jsonl(tmp_path / "t.jsonl", [*rows, {"url": "c", "text": "a fox"}])
+        report = built(into, changed)
+        assert (report.written, report.skipped) == (1, 1)
+        assert searched(into, "owl").hits[0].snippet == "the first owl"
+
+
+def test_vectors_are_written_again_only_when_pictures_change(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    collage(1).save(folder / "1.png")
+    (folder / "owl.txt").write_text("an owl")
+    built(tmp_path / "c", folder)
+    (first,) = (tmp_path / "c").glob("vectors-*")
+    (folder / "bat.txt").write_text("a bat")
+    built(tmp_path / "c", folder)
+    assert list((tmp_path / "c").glob("vectors-*")) == [first]
+    collage(2).save(folder / "2.png")
+    built(tmp_path / "c", folder)
+    (second,) = (tmp_path / "c").glob("vectors-*")
+    assert second != first
+
+
+def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    table = jsonl(tmp_path / "t.jsonl", animals(30_000))
+    command = [sys.executable, "-m", "mmsearch_env", "index", str(table), "--into", str(tmp_path / "c")]
+    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=_little_room, check=False, timeout=120)
+    assert full.returncode == 2 and "DataError" in full.stderr and "Traceback" not in full.stderr, full.stderr[-2000:]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "documents  30,000" in done.stdout
+    assert [hit.url for hit in searched(tmp_path / "c", "zq29999").hits] == ["https://zoo.example/29999"]
+
+
+def _little_room() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
 def test_one_build_at_a_time(tmp_path: Path, zoo: Path) -> None:
     seen: list[str] = []
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from mmsearch_env.errors import ConfigError, DataError, ImageError
 from mmsearch_env.images import Image
 from mmsearch_env.tools.corpus.batches import Batches, Reading, Watcher
-from mmsearch_env.tools.corpus.catalogue import Catalogue, DocumentRow
+from mmsearch_env.tools.corpus.catalogue import Catalogue, DocumentRow, Known
 from mmsearch_env.tools.corpus.documents import Document
 from mmsearch_env.tools.corpus.encoders import SAMPLE_PICTURES, open_encoder
 from mmsearch_env.tools.corpus.manifest import Manifest
@@ -225,25 +225,32 @@ class _Builder:
     def _candidates(self, batch: list[tuple[Reading, Row]]) -> list[_Candidate]:
         """The rows that may become documents; why others may not is noted."""
         known = self._catalogue.known([row.document.url for _, row in batch if row.document is not None])
-        found: dict[str, _Candidate] = {}
+        found: list[_Candidate] = []
+        owners: dict[str, str] = {}
         for reading, row in batch:
             reading.rows = row.number
             if row.document is None:
                 self._note(reading, row.number, row.problem)
                 continue
             url, was = row.document.url, known.get(row.document.url)
-            if url in found or (was is not None and was.source != reading.name and was.source in self._live):
-                other = found[url].reading.name if url in found else was.source if was is not None else ""
-                self._note(
-                    reading, row.number, f"expected an address of its own, got {url}, which {other} has; drop one"
-                )
+            if (owner := owners.get(url) or self._owner(was, reading)) is not None:
+                problem = f"expected an address of its own, got {url}, which {owner} has; drop one"
+                self._note(reading, row.number, problem)
                 continue
+            owners[url] = reading.name
             digest = row.document.digest
             if was is not None and was.digest == digest:
                 self._catalogue.see_again(reading.name, reading.number, [was.id])
                 continue
-            found[url] = _Candidate(reading, row.number, row.document, digest, None if was is None else was.id)
-        return list(found.values())
+            found.append(_Candidate(reading, row.number, row.document, digest, None if was is None else was.id))
+        return found
+
+    def _owner(self, was: Known | None, reading: Reading) -> str | None:
+        """The source that has a document already: another one, or this one earlier in the same pass over it."""
+        if was is None or was.source not in self._live:
+            return None
+        is_earlier = was.source != reading.name or was.number == reading.number
+        return was.source if is_earlier else None
 
     def _write(self, candidates: list[_Candidate]) -> None:
         pictures = [one.document.picture for one in candidates if one.document.picture is not None]

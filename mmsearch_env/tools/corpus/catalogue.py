@@ -58,11 +58,12 @@ class SourceState:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the catalogue says of a document."""
+    """What the catalogue says of a document; ``number`` is the pass over ``source`` that saw it last."""
 
     id: int
     digest: bytes
     source: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +188,9 @@ class Catalogue:
 
     def known(self, urls: Sequence[str]) -> dict[str, Known]:
         """Documents by address, of those that are known."""
-        query = "SELECT url, id, digest, source FROM documents WHERE url IN (SELECT value FROM json_each(?))"
+        query = "SELECT url, id, digest, source, pass FROM documents WHERE url IN (SELECT value FROM json_each(?))"
         rows = self._database.execute(query, (json.dumps(list(urls)),))
-        return {url: Known(number, digest, source) for url, number, digest, source in rows}
+        return {url: Known(*known) for url, *known in rows}
 
     def last_id(self) -> int:
         """The greatest id of a document; 0 if there are none."""

@@ -6,7 +6,6 @@ a picture alone is a page without text.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_env.datasets.parquet import BATCH_ROWS, ParquetTable
+from mmsearch_env.datasets.rows import json_object
 from mmsearch_env.errors import DataError
 from mmsearch_env.tools.corpus.documents import COLUMNS, PICTURE, Document, cleaned, document_of, read_picture
 
@@ -90,7 +90,7 @@ class Source:
             if isinstance(value, tuple):
                 document = _page(value, self.name)
             else:
-                parsed = _parsed(value) if isinstance(value, bytes) else value
+                parsed = json_object(value) if isinstance(value, bytes) else value
                 document = document_of(parsed, self.files[0], f"{self.name}#{number}")
         except DataError as error:
             return Row(number, None, str(error), position)
@@ -172,16 +172,6 @@ def _skip_line(file: Any) -> int:
         if part.endswith(b"\n"):
             break
     return skipped
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"expected a JSON object, got {type(error).__name__}: {error}; mend the line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"expected a JSON object, got {type(row).__name__}; write one object a line")
-    return row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any] | DataError, float]]:

@@ -76,6 +76,8 @@ class FilesWriter:
 
     def remove(self, ids: Sequence[int]) -> None:
         """Also the pictures."""
+        if not ids:
+            return
         self._text.remove(ids)
         self._catalogue.remove_pictures(ids)
         self._catalogue.set("vectors_are_new", False)

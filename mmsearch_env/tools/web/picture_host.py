@@ -85,9 +85,13 @@ class PictureHost:
             return
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         number, half = tempfile.mkstemp(dir=self.folder, prefix=".")
-        with os.fdopen(number, "wb") as file:
-            file.write(body)
-        Path(half).replace(place)
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(body)
+            Path(half).replace(place)
+        except OSError:
+            Path(half).unlink(missing_ok=True)
+            raise
 
     def _sweep(self) -> None:
         """Remove pictures whose addresses have all expired."""
