@@ -94,16 +94,16 @@ class ToolCache:
         if (hot := self._hot.get(key)) is not None:
             return hot
         try:
-            envelope, expires = self._database.get(key, expire_time=True)
-            if envelope is None:
+            found = disk.read(self._database, key)
+            if found is None:
                 return None
-            body = unpack(key, envelope)
+            body = unpack(key, found[0])
         except EnvelopeError:
             return None
         except _FAULTS as error:
             self._recover(error)
             return None
-        self._hot.put(key, body, expires)
+        self._hot.put(key, body, found[1])
         return body
 
     def put(self, key: str, body: bytes, *, kind: str, request: Mapping[str, Any], expire_s: float) -> None:
@@ -209,14 +209,19 @@ class _Hot:
         self._lock = threading.Lock()
 
     def get(self, key: str) -> bytes | None:
-        with self._lock:
-            if (found := self._answers.get(key)) is None:
-                return None
-            if found[1] <= time.time():
+        if (found := self._answers.get(key)) is None:
+            return None
+        body, expires = found
+        if expires <= time.time():
+            with self._lock:
                 self._forget(key)
-                return None
+            return None
+        # Without the lock, which would be most of the time this takes: each operation is whole in itself.
+        try:
             self._answers.move_to_end(key)
-            return found[0]
+        except KeyError:  # another thread has just removed it
+            return body
+        return body
 
     def put(self, key: str, body: bytes, expires: float | None) -> None:
         if len(body) > self._limit:

@@ -181,6 +181,19 @@ def test_a_row_cannot_read_or_remove_a_file(folder: Path, tmp_path: Path) -> Non
     assert secret.read_text() == "secret"
 
 
+@pytest.mark.parametrize("change", ["value = 'text'", "value = 5", "raw = 0", "expire_time = 'never'"])
+def test_a_row_of_another_kind_is_missing(folder: Path, change: str) -> None:
+    cache = ToolCache(folder)
+    put(cache, "key", b"body")
+    cache = ToolCache(folder)
+    database = cache._database
+    tamper(folder, f"UPDATE Cache SET {change}")
+    assert cache.get("key") is None
+    assert cache._database is database  # no damage: it was not opened again
+    put(cache, "other", b"body")
+    assert cache.get("other") == b"body"
+
+
 def test_answers_cannot_be_swapped(folder: Path) -> None:
     cache = cold(folder)
     put(cache, "a", b"right")
