@@ -24,6 +24,7 @@ from mmsearch_env.net.breaker import Breaker
 from mmsearch_env.net.budget import Budget
 from mmsearch_env.net.per_loop import PerLoop
 from mmsearch_env.net.secret import Secret
+from mmsearch_env.net.sessions import release, session_for
 
 _TRANSIENT = frozenset({ServiceCode.RATE_LIMITED, ServiceCode.PROVIDER_FAILED, "timeout"})
 """Codes of faults that may pass."""
@@ -32,7 +33,6 @@ _LASTING = frozenset({ServiceCode.AUTH, ServiceCode.QUOTA_EXHAUSTED})
 _RETRIES_PER_CALL = 0.1
 _SAVED_RETRIES = 10.0
 _CHUNK_BYTES = 65_536
-_NAME = "mmsearch-env"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class HttpClient:
         self._judge = judge
         self._breaker = breaker or Breaker()
         self._saved_retries = _SAVED_RETRIES
-        self._sessions = PerLoop(self._session)
+        self._timeout = aiohttp.ClientTimeout(total=self.limits.deadline_s)
         self._places = PerLoop(lambda: asyncio.Semaphore(self.limits.concurrency))
         self._rates = PerLoop(self._rate)
 
@@ -188,9 +188,8 @@ class HttpClient:
         return await tries(self._try, call)
 
     async def aclose(self) -> None:
-        """Close the running loop's connections; may be called twice."""
-        if (session := self._sessions.pop()) is not None:
-            await session.close()
+        """Close the running loop's connections if nobody else uses them; may be called twice."""
+        await release(self)
 
     async def _try(self, call: Call) -> Reply:
         if (reason := self._breaker.refusal()) is not None:
@@ -238,7 +237,7 @@ class HttpClient:
                 parameters[call.key.name] = value
             else:
                 form.add_field(call.key.name, value)
-        return self._sessions.get().request(
+        return session_for(self).request(
             call.method,
             URL(call.url),
             params=parameters,
@@ -246,6 +245,7 @@ class HttpClient:
             json=call.body if call.upload is None else None,
             data=None if call.upload is None else form,
             allow_redirects=False,
+            timeout=self._timeout,
         )
 
     async def _whole(self, response: aiohttp.ClientResponse) -> Reply:
@@ -293,16 +293,6 @@ class HttpClient:
 
     def _error(self, expected_and_got: str, code: ServiceCode) -> ServiceError:
         return ServiceError(f"{self.name}: expected {expected_and_got}", code=code)
-
-    def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=self.limits.concurrency)
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=self.limits.deadline_s),
-            headers={"User-Agent": _NAME, "Accept-Encoding": "gzip, deflate"},
-        )
 
     def _rate(self) -> AsyncLimiter | None:
         rate = self.limits.per_second

@@ -23,6 +23,7 @@ from yarl import URL
 from mmsearch_env.errors import ServiceCode, ServiceError, ToolTimeout
 from mmsearch_env.net.addresses import networks, refusal
 from mmsearch_env.net.per_loop import PerLoop
+from mmsearch_env.net.sessions import USER_AGENT
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PAGE_TYPES = ("text/html", "application/xhtml+xml", "text/plain")
@@ -31,7 +32,6 @@ IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/avif
 """Kinds of content that are pictures."""
 MAX_URL_CHARACTERS = 2048
 _CHUNK_BYTES = 65_536
-_NAME = "mmsearch-env"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             timeout=aiohttp.ClientTimeout(total=self.policy.timeout_s),
-            headers={"User-Agent": _NAME, "Accept-Encoding": "gzip, deflate"},
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"},
             max_line_size=8190,
             max_field_size=8190,
         )

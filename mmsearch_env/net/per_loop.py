@@ -29,6 +29,10 @@ class PerLoop(Generic[T]):
             self._by_loop[loop] = self._make()
         return self._by_loop[loop]
 
+    def peek(self) -> T | None:
+        """The running loop's own; None if there is none yet."""
+        return self._by_loop.get(asyncio.get_running_loop())
+
     def pop(self) -> T | None:
         """The running loop's own, forgotten here; None if there is none."""
         return self._by_loop.pop(asyncio.get_running_loop(), None)

@@ -31,7 +31,7 @@ class FakeService:
         routes: (method, path) -> what a sound request is answered with, or an error status with a body.
         faults: name -> answer to every request.
         fault: the fault now, or one for each request in turn; "" answers as usual.
-        seen: every request: method, path, query, headers, body.
+        seen: every request: method, path, query, headers, body, and the connection it came by.
     """
 
     routes: Mapping[tuple[str, str], Callable[[Mapping[str, Any]], Answer]]
@@ -49,6 +49,7 @@ class FakeService:
             "headers": {name.lower(): value for name, value in request.headers.items()},
             "raw": raw,
             "body": _parsed(raw),
+            "connection": request.get_extra_info("peername"),
         }
         self.seen.append(seen)
         fault = self.fault if isinstance(self.fault, str) else (self.fault.pop(0) if self.fault else "")

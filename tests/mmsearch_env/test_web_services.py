@@ -215,6 +215,22 @@ def test_the_same_query_goes_out_once_however_many_ask() -> None:
     assert len({json.dumps([hit.title for hit in result.hits]) for result in found}) == 1
 
 
+def test_tools_share_their_connections_until_the_last_one_is_closed() -> None:
+    async def act(made: SearchTool, service: FakeService) -> Any:
+        other = tool("serper", service)
+        await ask(made, "one")
+        await ask(other, "two")
+        await other.aclose()
+        await ask(made, "three")
+        await made.aclose()
+        await ask(made, "four")
+        return [seen["connection"] for seen in service.seen]
+
+    *shared, last = played("serper", act)
+    assert len(shared) == 3 and len(set(shared)) == 1
+    assert last not in shared
+
+
 def test_a_cancelled_waiter_does_not_take_the_call_with_it() -> None:
     async def act(made: SearchTool, service: FakeService) -> Any:
         impatient, patient = asyncio.ensure_future(ask(made)), asyncio.ensure_future(ask(made))
