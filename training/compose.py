@@ -77,9 +77,15 @@ def adam_settings(config: RunConfig) -> AdamSettings:
 def training_questions(config: RunConfig) -> QuestionSet:
     """The questions trained on. Raises ConfigError or DataError."""
     found = _labelled(config, config.env.questions, config.env.split)
-    if not config.rollout.skip_unsolved:
-        return found
-    return found.where(lambda question: question.category != UNSOLVED)
+    if config.rollout.skip_unsolved:
+        found = found.where(lambda question: question.category != UNSOLVED)
+    categories = sorted({question.category for question in found})
+    for name in config.rollout.repeats:
+        if name not in categories:
+            raise ConfigError(
+                f"rollout.repeats: expected categories of the questions ({', '.join(categories)}), got {name!r}"
+            )
+    return found
 
 
 def evaluation_questions(config: RunConfig) -> list[Question]:

@@ -125,6 +125,12 @@ class RolloutConfig:
     skip_unsolved: Annotated[
         bool, About("Leave out questions labelled for this model as right under no plan, as the paper does.")
     ] = True
+    repeats: Annotated[
+        Mapping[str, int],
+        About(
+            "How often a pass plays each question of a category; once where a category is not named.", "times", low=1
+        ),
+    ] = field(default_factory=dict, hash=False)
     live_episodes: Annotated[int, About("Episodes in play at once on one rank.", "episodes", low=1)] = 256
 
 

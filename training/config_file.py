@@ -142,7 +142,7 @@ def _value(expected: tuple[Any, About | None], value: Any, key: str) -> Any:
     if get_origin(kind) is Literal:
         return _choice(get_args(kind), value, key)
     if get_origin(kind) is Mapping:
-        return _free_mapping(value, key)
+        return _mapping((get_args(kind)[1], about), value, key)
     if isinstance(kind, types.UnionType):  # a number or none
         if value is None:
             return None
@@ -162,10 +162,14 @@ def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
     raise ConfigError(f"{key}: expected {words}, got {value!r}{_did_you_mean(str(value), choices)}")
 
 
-def _free_mapping(value: Any, key: str) -> Mapping[str, Any]:
+def _mapping(expected: tuple[Any, About | None], value: Any, key: str) -> Mapping[str, Any]:
+    """Keywords with values of the type that is expected, Any leaving them as they are."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"{key}: expected keywords and their values, got {value!r}")
-    return types.MappingProxyType(dict(value))
+    checked = (
+        value if expected[0] is Any else {name: _value(expected, item, f"{key}.{name}") for name, item in value.items()}
+    )
+    return types.MappingProxyType(dict(checked))
 
 
 def _as_fraction(value: Any) -> Any:
@@ -182,7 +186,6 @@ def _split_annotation(hint: Any) -> tuple[Any, About | None]:
     if get_origin(hint) is not Annotated:
         return hint, None
     kind, about, *_ = get_args(hint)
-    # Mapping[str, Any] -> Mapping, which is all that is checked
     return kind, about
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,25 +30,30 @@ def seed_generators(*parts: int) -> None:
     torch.manual_seed(seed)
 
 
-def positions_of(iteration: int, *, questions: int, per_iteration: int, seed: int) -> list[int]:
+def one_pass(questions: Sequence[Question], repeats: Mapping[str, int]) -> list[int]:
+    """Positions of the questions that one pass plays, each as often as its category says; once if it says nothing."""
+    return [position for position, question in enumerate(questions) for _ in range(repeats.get(question.category, 1))]
+
+
+def positions_of(iteration: int, *, each_pass: Sequence[int], per_iteration: int, seed: int) -> list[int]:
     """Positions of the questions iteration ``iteration`` plays.
 
-    The questions are gone through again and again, each pass in a new order; an iteration may span two passes.
+    They are gone through again and again, each pass in a new order; an iteration may span two passes.
 
     Args:
         iteration: counted from 0.
-        questions: how many there are.
+        each_pass: positions of the questions that a pass plays, in any order.
         per_iteration: how many an iteration plays.
         seed: of the run.
     """
-    start = iteration * per_iteration
-    passes = range(start // questions, (start + per_iteration - 1) // questions + 1)
+    start, length = iteration * per_iteration, len(each_pass)
+    passes = range(start // length, (start + per_iteration - 1) // length + 1)
     order = [
-        position
+        each_pass[place]
         for number in passes
-        for position in np.random.default_rng(seed_of(seed, 1, number)).permutation(questions).tolist()
+        for place in np.random.default_rng(seed_of(seed, 1, number)).permutation(length).tolist()
     ]
-    offset = start - passes.start * questions
+    offset = start - passes.start * length
     return order[offset : offset + per_iteration]
 
 

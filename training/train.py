@@ -25,7 +25,7 @@ from training.engine import Engine
 from training.interrupt import StopRequest
 from training.learn import Learner, LearningRecord
 from training.metrics import episode_metrics, episode_sums, is_played
-from training.order import positions_of, seed_generators, seed_of
+from training.order import one_pass, positions_of, seed_generators, seed_of
 from training.schedules import LearningRate
 from training.task import Task
 
@@ -161,7 +161,7 @@ def _questions_of(run: Run, iteration: int) -> tuple[list[Question], list[int]]:
     questions, place = run.task.questions, run.engine.place
     positions = positions_of(
         iteration,
-        questions=len(questions),
+        each_pass=one_pass(questions, run.config.rollout.repeats),
         per_iteration=run.config.rollout.questions_per_iteration,
         seed=run.config.seed,
     )

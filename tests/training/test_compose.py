@@ -44,6 +44,11 @@ def test_labels_of_the_model_become_categories_and_unsolved_questions_are_left_o
     assert kept.ids == everything.ids
 
 
+def test_only_categories_that_there_are_can_be_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.repeats: expected categories of the questions \(.+\), got 'hart'"):
+        compose.training_questions(recipe(policy={"model": "no folder"}, rollout={"repeats": {"hart": 2}}))
+
+
 def test_evaluation_questions_are_spread_and_never_trained_on() -> None:
     config = recipe(evaluation={"questions": 5, "during_questions": 4})
     test, during = compose.evaluation_questions(config), compose.questions_during(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -124,21 +125,29 @@ class Alike(GuessTask):
         return super()._play(question, None)
 
 
+def played_by_two_ranks(config: RunConfig, questions: Sequence[Question]) -> list[tuple[Question, int]]:
+    """Questions of the first iteration, and how often each came before."""
+    task = SimpleNamespace(questions=questions)
+    engines = [SimpleNamespace(place=Place(rank, 2, torch.device("cpu"))) for rank in range(2)]
+    shares = [_questions_of(SimpleNamespace(task=task, config=config, engine=engine), 0) for engine in engines]
+    return [pair for share in shares for pair in zip(*share, strict=True)]
+
+
 def test_a_question_repeated_on_another_rank_is_played_afresh() -> None:
     """Three questions, seven places, two ranks: no rank plays what another one has played."""
-    config = recipe(rollout={"questions_per_iteration": 7})
-    task = SimpleNamespace(questions=guess_questions()[:3])
-    shares = [
-        _questions_of(
-            SimpleNamespace(
-                task=task, config=config, engine=SimpleNamespace(place=Place(rank, 2, torch.device("cpu")))
-            ),
-            0,
-        )
-        for rank in range(2)
-    ]
-    played = [(q.id, n) for questions, earlier in shares for q, n in zip(questions, earlier, strict=True)]
-    assert len(set(played)) == len(played) == 7
+    played = played_by_two_ranks(recipe(rollout={"questions_per_iteration": 7}), guess_questions()[:3])
+    assert len({(question.id, before) for question, before in played}) == len(played) == 7
+
+
+def test_a_pass_may_play_some_categories_more_often() -> None:
+    questions = guess_questions()
+    category = questions[0].category
+    alike = sum(question.category == category for question in questions)
+    whole = len(questions) + 2 * alike
+    config = recipe(rollout={"questions_per_iteration": whole, "repeats": {category: 3}})
+    times = Counter(question.id for question, _ in played_by_two_ranks(config, questions))
+    assert 0 < alike < len(questions)
+    assert all(times[question.id] == (3 if question.category == category else 1) for question in questions)
 
 
 def test_without_signal_nothing_is_learnt(place: Place) -> None:
