@@ -225,25 +225,17 @@ class HttpClient:
             raise self._error(f"a reply, got {type(error).__name__}", ServiceCode.PROVIDER_FAILED) from None
 
     def _request(self, call: Call) -> Any:
-        parameters, headers, form = dict(call.parameters), dict(call.headers), aiohttp.FormData()
-        if call.upload is not None:
-            kind = call.upload.content_type
-            form.add_field(call.upload.name, call.upload.data, content_type=kind, filename="picture")
-        if call.key is not None:
-            value = call.key.prefix + call.key.secret.reveal()
-            if call.key.place == "header":
-                headers[call.key.name] = value
-            elif call.key.place == "parameter":
-                parameters[call.key.name] = value
-            else:
-                form.add_field(call.key.name, value)
+        parameters, headers, form = dict(call.parameters), dict(call.headers), _form(call)
+        if call.key is not None and call.key.place != "form":
+            place = headers if call.key.place == "header" else parameters
+            place[call.key.name] = _shown(call.key)
         return session_for(self).request(
             call.method,
             URL(call.url),
             params=parameters,
             headers=headers,
-            json=call.body if call.upload is None else None,
-            data=None if call.upload is None else form,
+            json=call.body if form is None else None,
+            data=form,
             allow_redirects=False,
             timeout=self._timeout,
         )
@@ -297,6 +289,21 @@ class HttpClient:
     def _rate(self) -> AsyncLimiter | None:
         rate = self.limits.per_second
         return None if rate is None else AsyncLimiter(max(1.0, rate), max(1.0, rate) / rate)
+
+
+def _form(call: Call) -> aiohttp.FormData | None:
+    """The upload as a form, with the key if it belongs there; None if nothing is uploaded."""
+    if call.upload is None:
+        return None
+    form = aiohttp.FormData()
+    form.add_field(call.upload.name, call.upload.data, content_type=call.upload.content_type, filename="picture")
+    if call.key is not None and call.key.place == "form":
+        form.add_field(call.key.name, _shown(call.key))
+    return form
+
+
+def _shown(key: Key) -> str:
+    return key.prefix + key.secret.reveal()
 
 
 _AFTER_A_FAULT = tenacity.wait_random_exponential(multiplier=0.1, max=10.0)

@@ -3,8 +3,9 @@
 Every episode searches with its picture, searches with words and answers. No episode may be lost. The shortest time
 possible is that of the searches one episode makes one after the other; a call that failed has to be made again, so
 beside it stands the longest chain of calls that an episode needed. The service is a process of its own, whose work is
-not measured. The same is played without faults, with the usual limit of calls at once, and without any retry, so that
-searches do fail: those may cost nothing.
+not measured, and connections to it are open from episodes before, as they are while one trains. The same is played
+without these episodes, without faults, with the usual limit of calls at once, and without any retry, so that searches
+do fail: those may cost nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -81,25 +83,57 @@ async def service(latency_s: float, fault_share: float, seed: int) -> AsyncItera
             process.stdin.close()
 
 
-async def played(
-    episodes: int, latency_s: float, fault_share: float, seed: int, limits: Mapping[str, Any]
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How episodes are played.
+
+    Attributes:
+        fault_share: calls that fail.
+        limits: of the client.
+        before: rounds of episodes that are played before those that count.
+    """
+
+    fault_share: float
+    limits: Mapping[str, Any]
+    before: int = 1
+
+
+async def played(episodes: int, latency_s: float, seed: int, way: Way) -> dict[str, Any]:
     """All episodes at once."""
-    async with service(latency_s, fault_share, seed) as url:
-        spec = {"name": "server", "base_url": url, "limits": limits}
+    async with service(latency_s, way.fault_share, seed) as url:
+        spec = {"name": "server", "base_url": url, "limits": way.limits}
         tools = {str(kind): build_tool(kind, spec) for kind in (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH)}
         envs = [MMSearchEnv(split="test", tools=tools) for _ in range(episodes)]
         questions = envs[0].questions.spread(episodes)
-        for env, question in zip(envs, questions, strict=True):
-            env.reset(options={"question": question})
-        begin, cpu_begin = time.perf_counter(), time.process_time()
-        infos = await asyncio.gather(*(_episode(*pair) for pair in zip(envs, questions, strict=True)))
-        seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu_begin
+        for _ in range(way.before):
+            await _round(envs, questions)
+        earlier = await _counts(url)
+        found = await _round(envs, questions)
+        counts = await _counts(url)
         for tool in tools.values():
             await tool.aclose()
-        async with aiohttp.ClientSession() as session, session.get(f"{url}/counts") as reply:
-            counts = await reply.json()
-    return {**_times(seconds, counts["calls"], latency_s), "cpu_s": round(cpu_s, 3), **_outcomes(infos, counts)}
+    calls = Counter(counts["calls"]) - Counter(earlier["calls"])
+    faults = counts["faults"] - earlier["faults"]
+    return {
+        **_times(found["seconds"], calls, latency_s),
+        "cpu_s": round(found["cpu_s"], 3),
+        **_outcomes(found["infos"], calls.total(), faults),
+    }
+
+
+async def _round(envs: Sequence[MMSearchEnv], questions: Sequence[Question]) -> dict[str, Any]:
+    """One episode in each environment: infos, seconds, seconds of work."""
+    for env, question in zip(envs, questions, strict=True):
+        env.reset(options={"question": question})
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    infos = await asyncio.gather(*(_episode(*pair) for pair in zip(envs, questions, strict=True)))
+    return {"infos": infos, "seconds": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
+
+
+async def _counts(url: str) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/counts") as reply:
+        counts: dict[str, Any] = await reply.json()
+        return counts
 
 
 async def _episode(env: MMSearchEnv, question: Question) -> dict[str, Any]:
@@ -121,15 +155,14 @@ def _times(seconds: float, calls: Mapping[str, int], latency_s: float) -> dict[s
     }
 
 
-def _outcomes(infos: Sequence[Mapping[str, Any]], counts: Mapping[str, Any]) -> dict[str, Any]:
-    calls = sum(counts["calls"].values())
+def _outcomes(infos: Sequence[Mapping[str, Any]], calls: int, faults: int) -> dict[str, Any]:
     penalties: dict[int, set[float]] = {}
     for info in infos:
         penalties.setdefault(_searches(info), set()).add(round(info["reward_terms"]["search_penalty"], 6))
     return {
         "lost_episodes": sum(info["stop_reason"] != "answered" for info in infos),
         "calls": calls,
-        "faults": counts["faults"],
+        "faults": faults,
         "retries": calls - len(SEARCHES) * len(infos),
         "failed_searches": sum(int(info["n_tool_errors"]) for info in infos),
         # Every search either delivered a result or failed; a failed one is charged if it is counted as both.
@@ -145,21 +178,23 @@ def _searches(info: Mapping[str, Any]) -> int:
 def measured(episodes: int, latency_s: float, fault_share: float, rounds: int) -> dict[str, Any]:
     """Every way to play, in turns; of each the round in the middle."""
     enough = {"concurrency": episodes}
-    ways: dict[str, tuple[float, dict[str, Any]]] = {
-        "faults": (fault_share, enough),
-        "no faults": (0.0, enough),
-        "faults, usual concurrency": (fault_share, {}),
-        "many faults, no retries": (max(fault_share, 0.2), {**enough, "max_tries": 1}),
+    ways = {
+        "faults": Way(fault_share, enough),
+        "faults, nothing played before": Way(fault_share, enough, before=0),
+        "no faults": Way(0.0, enough),
+        "faults, usual concurrency": Way(fault_share, {}),
+        "many faults, no retries": Way(max(fault_share, 0.2), {**enough, "max_tries": 1}),
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for number in range(rounds):
-        for name, (share, limits) in ways.items():
+        for name, way in ways.items():
             note(f"round {number + 1}: {name}")
-            found[name].append(asyncio.run(played(episodes, latency_s, share, number, limits)))
+            found[name].append(asyncio.run(played(episodes, latency_s, number, way)))
     return {
         name: {
             **sorted(each, key=lambda one: one["seconds"])[len(each) // 2],
             "median_ratio": statistics.median(one["ratio"] for one in each),
+            "median_ratio_to_longest_chain": statistics.median(one["ratio_to_longest_chain"] for one in each),
             "lost_in_all_rounds": sum(one["lost_episodes"] for one in each),
             "charged_in_all_rounds": sum(one["failed_searches_charged"] for one in each),
         }
