@@ -27,8 +27,8 @@ from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, Se
 T = TypeVar("T")
 MAX_PAGE_CHARACTERS = 30_000
 """Characters of a page that are shown, as of a page of the web."""
-_INLINE_DOCUMENTS = 200_000
-"""In a larger corpus a search may take milliseconds, so it is done beside the event loop."""
+_INLINE_DOCUMENTS = 50_000
+"""In a larger corpus a search takes longer than handing it to a thread, where it does not hold up the event loop."""
 RANKINGS = ("picture", "picture_and_words")
 """What an image search ranks pages by."""
 _FUSED = 4
