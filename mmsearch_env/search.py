@@ -42,7 +42,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     tool = build_tool(kind, parsed_backend(arguments.backend), load_world(arguments.world))
     result = asyncio.run(_searched(tool, query, arguments.top_k))
     if arguments.json:
-        console.print(json.dumps([_as_json(hit) for hit in result.hits], ensure_ascii=False, indent=1), markup=False)
+        console.print(
+            json.dumps([_as_json(hit) for hit in result.hits], ensure_ascii=False, indent=1),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     elif result.hits:
         show_messages(console, [Message("user", tuple(part for hit in result.hits for part in _parts(hit)))])
     else:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,8 +24,9 @@ import pytest
 
 from mmsearch_env.__main__ import main
 from mmsearch_env.actions import ActionKind
-from mmsearch_env.errors import ConfigError, DataError, ToolUnavailable
+from mmsearch_env.errors import ConfigError, DataError, ToolError, ToolUnavailable
 from mmsearch_env.images import Image
+from mmsearch_env.searching import ask
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.corpus import corpus as corpus_module
 from mmsearch_env.tools.corpus import vectors as vectors_module
@@ -499,6 +501,38 @@ def test_vectors_of_another_encoder_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "encoder_identity": "layout:old"}))
     with pytest.raises(DataError, match="expected the encoder layout:old, got layout:"):
         looked(tmp_path / "c", Image.from_pil(collage(1)))
+
+
+def test_a_damaged_text_index_costs_a_search(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    rows = [{"url": str(number), "text": f"zebra stripes animal {number} " * 30} for number in range(300)]
+    built(whole, jsonl(tmp_path / "t.jsonl", rows))
+    told: list[str] = []
+    for seed in range(12):
+        into = shutil.copytree(whole, tmp_path / str(seed))
+        for file in (into / "text").glob("*.idx"):
+            content = np.frombuffer(file.read_bytes(), np.uint8).copy()
+            generator = np.random.default_rng(seed)
+            places = generator.integers(
+                0, len(content) - 200, max(1, len(content) // 50)
+            )  # what stands last is checked
+            content[places] = generator.integers(0, 256, len(places))
+            file.write_bytes(content.tobytes())
+        tool = build_tool(ActionKind.TEXT_SEARCH, {"name": "corpus", "path": str(into)})
+        found = asyncio.run(ask(tool, TextQuery("zebra stripes animal"), top_k=3, timeout_s=5.0))
+        told += [str(found)] if isinstance(found, ToolError) else []
+    assert any("the files of the index are damaged" in text for text in told), told
+
+
+def test_pipes_and_links_to_nowhere_are_passed_over_and_half_characters_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.md")
+    (folder / "lost.md").symlink_to("/nowhere")
+    (folder / "loop.md").symlink_to("loop.md")
+    (folder / "t.jsonl").write_text('{"text": "good", "url": "g"}\n{"text": "w", "url": "s", "image": "\\ud800.png"}\n')
+    report = built(tmp_path / "c", folder)
+    assert (report.documents, report.skipped) == (1, 1)
 
 
 def test_damaged_vectors_are_no_exception_for_an_episode(tmp_path: Path) -> None:

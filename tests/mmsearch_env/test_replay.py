@@ -99,6 +99,17 @@ def test_a_picture_is_known_by_its_pixels_and_its_box_or_by_its_question(tmp_pat
     assert [isinstance(item, SearchResult) for item in found] == [True, False, True, False, False]
 
 
+def test_strange_line_ends_and_cut_lines_do_not_spoil_a_record(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    strange = SearchResult((Hit("a\u2028b\u0085c", "https://a.example/1"),))
+    recorder.write(TextQuery("one"), strange, top_k=2)
+    with (tmp_path / "calls.jsonl").open("ab") as file:
+        file.write(b'{"question_id": "", "kind": "text_sea' + b"r" * 10_000)
+    recorder.write(TextQuery("two"), FOUND, top_k=2)
+    one, two = searched(ReplaySearch(tmp_path), TextQuery("one"), TextQuery("two"))
+    assert titles(one) == ["a\u2028b\u0085c"] and titles(two) == ["Peru", "Sol"]
+
+
 def test_a_line_cut_off_by_a_crash_is_left_out_and_one_amid_is_told(tmp_path: Path) -> None:
     Recorder(tmp_path).write(TextQuery("a"), FOUND, top_k=2)
     calls = tmp_path / "calls.jsonl"

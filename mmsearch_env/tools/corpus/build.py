@@ -276,7 +276,9 @@ class _Builder:
 
     def _note(self, reading: Reading, row: int, reason: str) -> None:
         if reading.skipped < _PROBLEMS_KEPT:
-            self._catalogue.note_problems(reading.name, [(row, reason[:1000])])
+            # A value that is shown may hold half a surrogate pair, which no database can.
+            told = reason[:1000].encode("utf-8", "replace").decode()
+            self._catalogue.note_problems(reading.name, [(row, told)])
         reading.skipped += 1
 
     def _publish(self) -> None:

@@ -66,8 +66,8 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
-        return sum(file.stat().st_size for file in self.files)
+        """Of all files that are still there."""
+        return sum(file.stat().st_size for file in self.files if file.is_file())
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         """All rows after the first ``start``. Raises DataError when the file is damaged as a whole."""
@@ -134,6 +134,8 @@ def _in_folder(folder: Path) -> list[Source]:
             path = Path(place) / name
             kind = path.suffix.lower()
             if name.startswith(".") or kind not in (*TABLES, *PAGES, *PICTURES):
+                continue
+            if not path.is_file():  # a pipe would be waited for; a link may lead nowhere
                 continue
             key = path if kind in TABLES else path.with_suffix("")
             groups.setdefault(str(key.relative_to(folder)), []).append(path)

@@ -38,8 +38,9 @@ class TextStore:
             DataError: there is none, or it is damaged.
         """
         try:
-            self._index = bm25.opened(folder / _FOLDER, stemmer)
-            self._searcher = self._index.searcher()
+            with bm25.damage_told():
+                self._index = bm25.opened(folder / _FOLDER, stemmer)
+                self._searcher = self._index.searcher()
         except (ValueError, OSError) as error:
             raise DataError(f"{folder}: expected a text index, got {error}; build the corpus anew") from error
         self._schema = self._index.schema
@@ -53,6 +54,10 @@ class TextStore:
         words = bm25.query_words(text, self._stemmer)
         if not words or top_k < 1:
             return []
+        with bm25.damage_told():
+            return self._found(words, top_k, snippet_characters)
+
+    def _found(self, words: list[str], top_k: int, snippet_characters: int) -> list[Hit]:
         fields = (("text", 1.0), ("title", TITLE_BOOST))
         query = bm25.union(self._schema, ((field, (word,), boost) for word in words for field, boost in fields))
         found = self._searcher.search(query, top_k, count=False).hits
@@ -66,10 +71,11 @@ class TextStore:
     def page(self, url: str) -> Document | None:
         """The document at an address; None if there is none."""
         query = bm25.tantivy().Query.term_query(self._schema, "url", url)
-        found = self._searcher.search(query, 1, count=False).hits
-        if not found:
-            return None
-        document = self._searcher.doc(found[0][1])
+        with bm25.damage_told():
+            found = self._searcher.search(query, 1, count=False).hits
+            if not found:
+                return None
+            document = self._searcher.doc(found[0][1])
         return Document(url, _only(document, "title"), _only(document, "text"))
 
 

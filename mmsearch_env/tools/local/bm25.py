@@ -6,7 +6,9 @@ Queries are never parsed: a model may write anything, so each word becomes one t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,17 @@ def query_words(text: str, stemmer: str = "") -> list[str]:
     if stemmer:
         telling = list(dict.fromkeys(stem for word in telling for stem in analyzer(stemmer).analyze(word)))
     return telling[:MAX_QUERY_WORDS]
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Whatever the engine says of damaged files, as a ValueError: it may panic, and a panic is no Exception."""
+    try:
+        yield
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as panic:
+        raise ValueError(f"the files of the index are damaged ({str(panic)[:200]})") from panic
 
 
 def union(schema: Any, clauses: Iterable[tuple[str, Sequence[str], float]]) -> Any:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmsearch_env.actions import ActionKind
 from mmsearch_env.cache.keys import canonical_text
@@ -26,6 +26,7 @@ from mmsearch_env.tools.web.query_parts import as_jpeg
 
 CALLS, PICTURES = "calls.jsonl", "pictures"
 _PICTURE_BYTES = 200_000
+_TAIL_BYTES = 4096
 
 Key = tuple[str, ...]
 """What makes two searches the same."""
@@ -85,7 +86,7 @@ class Record:
         self._calls: dict[Key, RecordedCall] = {}
         path = folder / CALLS
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{folder}: expected a record with {CALLS}, got {type(error).__name__}; record one"
@@ -158,8 +159,9 @@ class Recorder:
         """Add a line. Raises OSError."""
         hits = [{name: getattr(hit, name) for name in RecordedHit.__slots__} for hit in call.hits]
         text = json.dumps({**about, "top_k": call.top_k, "hits": hits}, ensure_ascii=False) + "\n"
-        with (self.folder / CALLS).open("ab") as file:
+        with (self.folder / CALLS).open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            _drop_cut_line(file)
             file.write(text.encode("utf-8", "replace"))
             file.flush()
 
@@ -202,3 +204,18 @@ def _keys(line: Mapping[str, Any]) -> list[Key]:
     if line.get("question_id") and tuple(box) == FULL_FRAME:
         keys.append((kind.value, "question", str(line["question_id"])))
     return keys
+
+
+def _drop_cut_line(file: BinaryIO) -> None:
+    """Take away what a crash left of a line, which the next one would be glued to."""
+    end = place = file.seek(0, os.SEEK_END)
+    while place:
+        begin = max(0, place - _TAIL_BYTES)
+        file.seek(begin)
+        at = file.read(place - begin).rfind(b"\n")
+        if at >= 0:
+            place = begin + at + 1
+            break
+        place = begin
+    if place < end:
+        file.truncate(place)
