@@ -90,7 +90,7 @@ def open_database(folder: Path, *, size_limit: int) -> diskcache.Cache:
 
 
 def read(database: diskcache.Cache, key: str) -> tuple[bytes, float | None] | None:
-    """A value and when it expires; None for a missing one. A third faster than diskcache's own ``get``.
+    """A value and when it expires; None for a missing one. Faster than diskcache's own ``get``.
 
     Raises:
         sqlite3.Error, OSError: the database cannot be read.

@@ -217,10 +217,10 @@ class _Hot:
                 self._forget(key)
             return None
         # Without the lock, which would be most of the time this takes: each operation is whole in itself.
-        try:
+        try:  # noqa: SIM105  a with statement would be slow here
             self._answers.move_to_end(key)
         except KeyError:  # another thread has just removed it
-            return body
+            pass
         return body
 
     def put(self, key: str, body: bytes, expires: float | None) -> None:
@@ -231,7 +231,8 @@ class _Hot:
             self._answers[key] = (body, math.inf if expires is None else expires)
             self._size += len(body)
             while self._size > self._limit:
-                self._forget(next(iter(self._answers)))
+                _, (oldest, _) = self._answers.popitem(last=False)
+                self._size -= len(oldest)
 
     def clear(self) -> None:
         with self._lock:

@@ -26,6 +26,9 @@ class PerLoop(Generic[T]):
         """The running loop's own."""
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
+            # What is kept may know its loop, which then never goes by itself.
+            for other in [other for other in self._by_loop if other.is_closed()]:
+                self._by_loop.pop(other, None)
             self._by_loop[loop] = self._make()
         return self._by_loop[loop]
 

@@ -11,6 +11,7 @@ import pytest
 
 from mmsearch_env import aio
 from mmsearch_env.errors import EpisodeError
+from mmsearch_env.net.per_loop import PerLoop
 
 AFTER_A_FORK = """
 import os
@@ -64,3 +65,15 @@ def test_waiting_for_itself_is_an_error_not_a_deadlock() -> None:
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", AFTER_A_FORK], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_belongs_to_a_closed_loop_is_let_go() -> None:
+    """Also where it knows its loop, as connections do."""
+    made = PerLoop(asyncio.get_running_loop)
+
+    async def use() -> None:
+        made.get()
+
+    for _ in range(3):
+        asyncio.run(use())
+    assert len(made._by_loop) == 1

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from mmsearch_env.cache.envelope import MAX_BODY_BYTES, EnvelopeError, pack, unpack, unpack_about
 from mmsearch_env.cache.keys import canonical_key, canonical_text
-from mmsearch_env.cache.tool_cache import ToolCache
+from mmsearch_env.cache.tool_cache import ToolCache, _Hot
 from mmsearch_env.errors import CacheWarning, ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +114,35 @@ def test_memory_stays_within_its_limit(folder: Path) -> None:
         put(cache, f"key {number}", bytes(90))
     assert sum(len(body) for body, _ in cache._hot._answers.values()) <= 1000
     assert cache.get("key 0") == bytes(90)
+
+
+def test_memory_may_be_read_while_it_is_written() -> None:
+    hot, done = _Hot(5_000), threading.Event()
+    broken: list[BaseException] = []
+
+    def reading() -> None:
+        try:
+            while not done.is_set():
+                for number in range(100):
+                    hot.get(str(number))
+        except BaseException as error:  # noqa: BLE001  whatever it is, it was not to be
+            broken.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    readers = [threading.Thread(target=reading) for _ in range(2)]
+    try:
+        for reader in readers:
+            reader.start()
+        for number in range(30_000):
+            hot.put(str(number % 100), bytes(90), None)
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+        sys.setswitchinterval(before)
+    assert broken == []
+    assert hot._size == sum(len(body) for body, _ in hot._answers.values()) <= 5_000
 
 
 def test_the_disk_stays_near_its_limit(folder: Path) -> None:
@@ -262,7 +292,7 @@ def test_verify_prune_and_stats(folder: Path) -> None:
 WRITER = """
 import hashlib, os, sys
 from pathlib import Path
-from mmsearch_env.cache.tool_cache import ToolCache
+from mmsearch_env.cache.tool_cache import ToolCache, _Hot
 cache = ToolCache(Path(sys.argv[1]), hot_bytes=0)
 print("ready", flush=True)
 number = 0
@@ -302,7 +332,7 @@ def test_writers_may_be_killed_at_any_moment(folder: Path) -> None:
 SHARER = """
 import sys
 from pathlib import Path
-from mmsearch_env.cache.tool_cache import ToolCache
+from mmsearch_env.cache.tool_cache import ToolCache, _Hot
 cache = ToolCache(Path(sys.argv[1]), hot_bytes=0)
 for number in range(60):
     found = cache.get(str(number))

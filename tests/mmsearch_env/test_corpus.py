@@ -720,6 +720,27 @@ def test_later_vectors_are_found_and_gone_ones_are_not(tmp_path: Path, monkeypat
     assert fourth.coarse is not None and fourth.coarse.rows == 2100
 
 
+def test_a_picture_that_changed_is_found_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors_module, "EXACT_ROWS", 100)
+    folder, into = tmp_path / "f", tmp_path / "c"
+    folder.mkdir()
+    for seed in range(200):
+        collage(seed, 60, 45).save(folder / f"{seed}.png")
+    built(into, folder)
+    (old,) = into.glob("vectors-*/coarse.faiss")
+    trained = old.read_bytes()
+    changed = [collage(seed + 1000, 60, 45) for seed in range(10)]
+    for seed, picture in enumerate(changed):
+        picture.save(folder / f"{seed}.png")
+    (folder / "199.png").unlink()
+    collage(1199, 60, 45).save(folder / "new.png")
+    built(into, folder)
+    (new,) = into.glob("vectors-*/coarse.faiss")
+    assert new.read_bytes() == trained  # it was not made anew
+    for name, picture in [*enumerate(changed), ("new", collage(1199, 60, 45))]:
+        assert looked(into, Image.from_pil(picture)).hits[0].url == f"f/{name}.png"
+
+
 def test_without_faiss_many_pictures_are_refused_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

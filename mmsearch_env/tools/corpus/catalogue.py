@@ -19,7 +19,7 @@ import numpy as np
 from mmsearch_env.errors import DataError
 
 FILE = "catalogue.sqlite"
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sources (
@@ -30,10 +30,11 @@ CREATE TABLE IF NOT EXISTS documents (
     pass INTEGER NOT NULL, pictured INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source, pass);
 CREATE TABLE IF NOT EXISTS pictures (
-    document INTEGER PRIMARY KEY, title TEXT NOT NULL, url TEXT NOT NULL, thumbnail BLOB NOT NULL,
-    vector BLOB NOT NULL);
+    id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER UNIQUE NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
+    thumbnail BLOB NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS problems (source TEXT NOT NULL, row INTEGER NOT NULL, reason TEXT NOT NULL);
 """
+_PUT_PICTURE = "INSERT OR REPLACE INTO pictures (document, title, url, thumbnail, vector) VALUES (?, ?, ?, ?, ?)"
 _BLOCK = 4096
 
 
@@ -225,15 +226,13 @@ class Catalogue:
         self._database.executemany("DELETE FROM pictures WHERE document = ?", [(one,) for one in ids])
 
     def put_pictures(self, rows: Iterable[PictureRow]) -> None:
-        """Write pictures, in place of those their documents had."""
+        """Write pictures, in place of those their documents had; each gets an id that none ever had."""
         values = [(row.document, row.title, row.url, row.thumbnail, row.vector) for row in rows]
-        self._database.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", values)
+        self._database.executemany(_PUT_PICTURE, values)
 
     def shown(self, ids: Sequence[int]) -> dict[int, tuple[str, str, bytes]]:
-        """Title, address and thumbnail of pictures, by document."""
-        query = (
-            "SELECT document, title, url, thumbnail FROM pictures WHERE document IN (SELECT value FROM json_each(?))"
-        )
+        """Title, address and thumbnail of pictures, by id."""
+        query = "SELECT id, title, url, thumbnail FROM pictures WHERE id IN (SELECT value FROM json_each(?))"
         rows = self._database.execute(query, (json.dumps(list(ids)),))
         return {number: (title, url, thumbnail) for number, title, url, thumbnail in rows}
 
@@ -245,7 +244,7 @@ class Catalogue:
 
     def vectors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and vectors of all pictures, ascending by id, in blocks."""
-        cursor = self._database.execute("SELECT document, vector FROM pictures ORDER BY document")
+        cursor = self._database.execute("SELECT id, vector FROM pictures ORDER BY id")
         while rows := cursor.fetchmany(_BLOCK):
             block = np.frombuffer(b"".join(vector for _, vector in rows), dtype=np.float32)
             yield np.array([number for number, _ in rows], dtype=np.int64), block.reshape(len(rows), -1)

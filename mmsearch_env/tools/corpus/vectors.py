@@ -2,7 +2,8 @@
 
 A set of vectors is a folder of ``ids.npy``, ``vectors.npy`` and, where it is large, ``coarse.faiss``: an inverted file
 of scalar-quantised vectors (Jégou et al., *Product Quantization for Nearest Neighbor Search*, 2011, section IV) that
-proposes candidates, which are then compared exactly. Vectors that came after it was trained are always compared so.
+proposes candidates, which are then compared exactly. Vectors that came after it was trained are always compared so;
+another vector must have another, greater id.
 """
 
 from __future__ import annotations
