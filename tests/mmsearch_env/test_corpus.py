@@ -430,6 +430,26 @@ def test_an_address_that_stands_twice_in_a_table_belongs_to_the_first_row(
         assert searched(into, "owl").hits[0].snippet == "the first owl"
 
 
+@pytest.mark.parametrize("how", ["the row goes", "the row goes while the other table changes", "the table goes"])
+def test_an_address_that_its_owner_drops_is_the_next_ones(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    first = jsonl(folder / "a.jsonl", [{"url": "u1", "text": "the first owl"}, {"url": "u2", "text": "a bat"}])
+    second = [{"url": "u1", "text": "the second owl"}]
+    jsonl(folder / "b.jsonl", second)
+    assert built(tmp_path / "c", folder).skipped == 1
+    if how == "the table goes":
+        first.unlink()
+    else:
+        jsonl(first, [{"url": "u2", "text": "a bat"}])
+    if "changes" in how:
+        jsonl(folder / "b.jsonl", [*second, {"url": "u3", "text": "a fox"}])
+    report = built(tmp_path / "c", folder)
+    assert (report.skipped, report.removed) == (0, 2 if how == "the table goes" else 1)
+    assert [hit.snippet for hit in searched(tmp_path / "c", "owl").hits] == ["the second owl"]
+    assert built(tmp_path / "c", folder).read == 0
+
+
 def test_vectors_are_written_again_only_when_pictures_change(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     folder.mkdir()

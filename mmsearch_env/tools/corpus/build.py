@@ -140,6 +140,7 @@ class _Builder:
         self._pictures = PictureReader(settings.encoder, folder, self._sampled_pictures)
         self._live = {source.name for source in sources}
         self._read = self._written = self._removed = self._unchanged = 0
+        self._has_removed = False
 
     def _agree(self) -> None:
         """Remember the settings. Raises ConfigError when the corpus was made with others."""
@@ -178,14 +179,20 @@ class _Builder:
         before = self._catalogue.sources()
         self._forget(name for name in before if name not in self._live and name.partition("/")[0] in folders)
         self._live |= before.keys()
-        batches = Batches(self._sources, before, self._watcher)
-        for batch, touched in batches:
-            self._commit(batch, touched)
-        self._unchanged = batches.unchanged
+        self._unchanged = self._read_all()
+        if self._removed and not self._watcher.is_stopping():
+            self._read_all()
         is_whole = not self._watcher.is_stopping()
         if is_whole:
             self._publish()
         return self._report(time.monotonic() - started, is_whole)
+
+    def _read_all(self) -> int:
+        """Read the sources that changed or are doubted; how many were passed over."""
+        batches = Batches(self._sources, self._catalogue.sources(), self._watcher)
+        for batch, touched in batches:
+            self._commit(batch, touched)
+        return batches.unchanged
 
     def _report(self, seconds: float, is_whole: bool) -> BuildReport:
         documents, pictures = self._catalogue.counts()
@@ -200,12 +207,20 @@ class _Builder:
             with self._catalogue.transaction():
                 self._remove(self._catalogue.stale(name, 1 << 62))
                 self._catalogue.forget_source(name)
+                self._doubt_skipped()
                 self._writer.commit()
 
     def _remove(self, ids: list[int]) -> None:
         self._writer.remove(ids)
         self._catalogue.remove(ids)
         self._removed += len(ids)
+        self._has_removed = self._has_removed or bool(ids)
+
+    def _doubt_skipped(self) -> None:
+        """Where documents went, rows that were skipped for having their addresses may take their place."""
+        if self._has_removed:
+            self._catalogue.doubt_skipped()
+            self._has_removed = False
 
     def _commit(self, batch: list[tuple[Reading, Row]], touched: list[Reading]) -> None:
         """Write a batch: all of it or nothing."""
@@ -219,6 +234,7 @@ class _Builder:
                 if reading.whole:
                     self._remove(self._catalogue.stale(reading.name, reading.number))
                 self._catalogue.set_source(reading.name, reading.as_state())
+            self._doubt_skipped()
             self._writer.commit()
         self._read += len(batch)
 

@@ -202,6 +202,10 @@ class Catalogue:
         self._database.execute("UPDATE documents SET digest = x''")
         self._database.execute("UPDATE sources SET state = ''")
 
+    def doubt_skipped(self) -> None:
+        """Have every source read again that has rows which could not be used."""
+        self._database.execute("UPDATE sources SET state = '' WHERE skipped > 0 AND whole")
+
     def put(self, rows: Iterable[DocumentRow]) -> None:
         """Write documents, in place of what was known of them."""
         values = [(row.id, row.url, row.digest, row.source, row.number, int(row.is_pictured)) for row in rows]
