@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmsearch_env.cache.tool_cache import ToolCache
+from mmsearch_env.cache.tool_cache import FOLDER, ToolCache
 from mmsearch_env.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Do it and say what came of it. Raises ConfigError."""
-    if not arguments.folder.is_dir():
+    if not (arguments.folder / FOLDER).is_dir():
         raise ConfigError(f"cache: expected the folder of a cache, got {arguments.folder}; see cache_dir of your tool")
     cache = ToolCache(arguments.folder)
     try:

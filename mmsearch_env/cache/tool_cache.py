@@ -23,8 +23,8 @@ from mmsearch_env.cache import disk
 from mmsearch_env.cache.envelope import EnvelopeError, pack, unpack, unpack_about
 from mmsearch_env.errors import CacheWarning, ConfigError
 
-VERSION = 1
-"""Of what lies in the folder; another version lies in another one."""
+FOLDER = "v1"
+"""Where a cache lies in its folder; another version lies in another one."""
 _FAULTS = (sqlite3.Error, OSError, ValueError, TypeError, AttributeError, disk.Busy)
 """What diskcache raises over a database that is busy, damaged or was tampered with."""
 
@@ -83,7 +83,7 @@ class ToolCache:
         Raises:
             ConfigError: the folder cannot be made or written, or belongs to somebody else.
         """
-        self.folder = folder / f"v{VERSION}"
+        self.folder = folder / FOLDER
         self._size_limit = size_limit
         self._hot = _Hot(hot_bytes)
         self._lock = threading.Lock()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import jsonschema
 
 from mmsearch_env.server.openapi import BODIES, SCHEMAS
+
+_MOST_FAULTS = 20
+"""Looked at before the one that is told is chosen: a small body may have a million."""
 
 
 class BadRequest(ValueError):
@@ -28,7 +32,8 @@ class BodyChecker:
             body = json.loads(raw, parse_constant=_refused)
         except (ValueError, RecursionError) as error:
             raise BadRequest("expected JSON, got something else") from error
-        fault = jsonschema.exceptions.best_match(self._validators[path].iter_errors(body))
+        faults = islice(self._validators[path].iter_errors(body), _MOST_FAULTS)
+        fault = jsonschema.exceptions.best_match(faults)
         if fault is not None:
             where = ".".join(map(str, fault.absolute_path)) or "body"
             raise BadRequest(f"{where}: {_shortened(fault.message)}; see /openapi.json")

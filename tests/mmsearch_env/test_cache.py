@@ -292,7 +292,7 @@ def test_verify_prune_and_stats(folder: Path) -> None:
 WRITER = """
 import hashlib, os, sys
 from pathlib import Path
-from mmsearch_env.cache.tool_cache import ToolCache, _Hot
+from mmsearch_env.cache.tool_cache import ToolCache
 cache = ToolCache(Path(sys.argv[1]), hot_bytes=0)
 print("ready", flush=True)
 number = 0
@@ -332,7 +332,7 @@ def test_writers_may_be_killed_at_any_moment(folder: Path) -> None:
 SHARER = """
 import sys
 from pathlib import Path
-from mmsearch_env.cache.tool_cache import ToolCache, _Hot
+from mmsearch_env.cache.tool_cache import ToolCache
 cache = ToolCache(Path(sys.argv[1]), hot_bytes=0)
 for number in range(60):
     found = cache.get(str(number))

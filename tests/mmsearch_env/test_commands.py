@@ -69,6 +69,12 @@ def test_a_mistake_is_told_in_one_line(capsys: pytest.CaptureFixture[str], argum
     assert expected in err and "Traceback" not in err
 
 
+def test_another_folder_is_no_cache_and_does_not_become_one(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("mine")
+    assert main(["cache", "stats", str(tmp_path)]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
 def test_the_cache_is_looked_after(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     cache = ToolCache(tmp_path)
     for number in range(3):

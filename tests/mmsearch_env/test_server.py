@@ -30,6 +30,7 @@ from mmsearch_env.errors import BudgetError, ServiceError, ToolError, ToolTimeou
 from mmsearch_env.images import Image
 from mmsearch_env.net.secret import Secret
 from mmsearch_env.server.app import SearchServer, ServerSettings
+from mmsearch_env.server.checking import BadRequest, BodyChecker
 from mmsearch_env.server.openapi import BODIES, document
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.fake import FakeSearch
@@ -406,3 +407,20 @@ def test_the_command_refuses_to_serve_others_without_a_token(host: str) -> None:
     _, told = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "expected a token beside an address that others reach" in told
+
+
+def test_a_body_full_of_faults_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker, looked_at = BodyChecker(), 0
+    validator = checker._validators["/v1/text_searches"]
+
+    class Counting:
+        def iter_errors(self, body: object) -> Iterator[object]:
+            nonlocal looked_at
+            for error in validator.iter_errors(body):
+                looked_at += 1
+                yield error
+
+    monkeypatch.setitem(checker._validators, "/v1/text_searches", Counting())
+    with pytest.raises(BadRequest, match="is not of type 'object'"):
+        checker.checked("/v1/text_searches", json.dumps({"queries": [1] * 5_000}).encode())
+    assert looked_at <= 20

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -381,3 +383,28 @@ def test_what_a_search_costs_is_in_info(tmp_path: Path) -> None:
 
     costs = played("serper", act, cache_dir=str(tmp_path / "cache"))
     assert costs == [(1.0, 1.0, 0.001), (1.0, 0.0, 0.0)]
+
+
+DECODED_AFTER_A_FORK = """
+import asyncio, os
+import numpy as np
+from mmsearch_env.images import Image
+from mmsearch_env.tools.web.query_parts import as_jpeg
+from mmsearch_env.tools.web.web_search import _in_decoder
+
+body = as_jpeg(Image(np.zeros((8, 8, 3), dtype=np.uint8)), most_bytes=100_000)
+
+async def decoded():
+    async with asyncio.timeout(20):
+        return await _in_decoder(Image.from_bytes, body)
+
+assert asyncio.run(decoded()).width == 8
+child = os.fork()
+if child == 0:
+    os._exit(0 if asyncio.run(decoded()).width == 8 else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_pictures_are_decoded_in_a_forked_child() -> None:
+    subprocess.run([sys.executable, "-c", DECODED_AFTER_A_FORK], check=True, timeout=60)

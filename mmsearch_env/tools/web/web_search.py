@@ -14,6 +14,7 @@ from mmsearch_env.errors import ImageError, ServiceCode, ServiceError, ToolError
 from mmsearch_env.images import Image
 from mmsearch_env.net.client import HttpClient
 from mmsearch_env.net.fetch import IMAGE_TYPES, Fetcher
+from mmsearch_env.net.per_loop import PerLoop
 from mmsearch_env.tools.pages.reader import PageReader, PageText
 from mmsearch_env.tools.pages.summariser import Summariser
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, TextQuery
@@ -24,7 +25,7 @@ from mmsearch_env.tools.web.query_parts import as_jpeg
 SPARE_ROWS = 5
 """Rows asked for beyond the hits wanted: some pages and pictures cannot be had."""
 THUMBNAIL_BYTES = 200_000
-_decoders = ThreadPoolExecutor(2, thread_name_prefix="mmsearch-pictures")
+_decoders = PerLoop(lambda: ThreadPoolExecutor(2, thread_name_prefix="mmsearch-pictures"))
 
 T = TypeVar("T")
 
@@ -228,7 +229,7 @@ def _reencoded(body: bytes) -> bytes:
 
 
 async def _in_decoder(work: Callable[[bytes], T], body: bytes) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_decoders, work, body)
+    return await asyncio.get_running_loop().run_in_executor(_decoders.get(), work, body)
 
 
 def _asked(query: Query) -> Mapping[str, Any]:
