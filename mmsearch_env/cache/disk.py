@@ -7,7 +7,9 @@ row itself, and every other kind of row counts as missing.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,8 @@ _NEXT_ROWS = """
     SELECT rowid, key, raw, store_time, tag, mode, filename, value FROM Cache
     WHERE rowid > ? AND (expire_time IS NULL OR expire_time > ?) ORDER BY rowid LIMIT 64
 """
+_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+"""Tables, indices and whatever else; those that SQLite makes for itself have no SQL."""
 _REMOVE_FOREIGN = """
     DELETE FROM Cache
     WHERE raw != 1 OR mode != ? OR filename IS NOT NULL OR typeof(key) != 'text' OR typeof(value) != 'blob'
@@ -84,9 +88,28 @@ def open_database(folder: Path, *, size_limit: int) -> diskcache.Cache:
     Raises:
         sqlite3.Error, OSError, ValueError, TypeError: it cannot be opened, is damaged, or is no database of diskcache.
     """
-    _check_settings(folder / diskcache.core.DBNAME)
-    settings = {**diskcache.core.DEFAULT_SETTINGS, "size_limit": size_limit, "disk_min_file_size": _NO_FILES}
+    _check_planted(folder / diskcache.core.DBNAME)
+    return _opened(folder, size_limit)
+
+
+def _opened(folder: Path, size_limit: int) -> diskcache.Cache:
+    settings = {
+        **diskcache.core.DEFAULT_SETTINGS,
+        "size_limit": size_limit,
+        "disk_min_file_size": _NO_FILES,
+        "sqlite_mmap_size": 0,  # a file that somebody cuts while it is mapped ends the process
+    }
     return diskcache.Cache(str(folder), timeout=_TIMEOUT_S, disk=StrictDisk, **settings)
+
+
+@functools.cache
+def _schema() -> frozenset[tuple[str, str, str]]:
+    """Kind, name and SQL of all that a database of ours holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = _opened(Path(folder), 1)
+        database.close()
+        with _reading(Path(folder) / diskcache.core.DBNAME) as connection:
+            return frozenset(connection.execute(_OBJECTS))
 
 
 def read(database: diskcache.Cache, key: str) -> tuple[bytes, float | None] | None:
@@ -145,7 +168,7 @@ def remove_foreign_rows(folder: Path) -> int:
 def is_sound(folder: Path) -> bool:
     """Whether SQLite finds nothing wrong with the database in ``folder``."""
     try:
-        _check_settings(folder / diskcache.core.DBNAME)
+        _check_planted(folder / diskcache.core.DBNAME)
         with _reading(folder / diskcache.core.DBNAME) as connection:
             return connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
     except (sqlite3.Error, ValueError):
@@ -161,13 +184,20 @@ def _reading(database: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def _check_settings(database: Path) -> None:
-    """Raises ValueError: diskcache would make each setting it finds an attribute of the cache, whatever its name."""
+def _check_planted(database: Path) -> None:
+    """Raises ValueError for what only others put into a database: it would be run, or become part of the cache.
+
+    A view or trigger in place of diskcache's own could keep a read busy for ever; and diskcache makes each setting it
+    finds an attribute of the cache, whatever its name.
+    """
     if not database.exists():
         return
     with _reading(database) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchall():
+        objects = set(connection.execute(_OBJECTS))
+        if strange := sorted(name for _, name, _ in objects - _schema()):
+            raise ValueError(f"expected the tables of diskcache, got {strange[0][:40]!r} of another kind")
+        if not any(name == "Settings" for _, name, _ in objects):
             return  # whoever made it was stopped before there were any
         names = [name for (name,) in connection.execute("SELECT key FROM Settings")]
-    if strange := [name for name in names if name not in _SETTINGS]:
-        raise ValueError(f"expected settings of diskcache, got {str(strange[0])[:40]!r}")
+    if strange := [str(name) for name in names if name not in _SETTINGS]:
+        raise ValueError(f"expected settings of diskcache, got {strange[0][:40]!r}")

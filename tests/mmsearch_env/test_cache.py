@@ -242,6 +242,57 @@ def test_planted_settings_are_not_believed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW Planted AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+        "CREATE TRIGGER planted AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END",
+        "CREATE INDEX planted ON Cache (hex(value))",
+        "ALTER TABLE Cache ADD COLUMN planted INTEGER GENERATED ALWAYS AS (length(value)) VIRTUAL",
+    ],
+)
+def test_what_a_database_would_run_is_not_let_in(folder: Path, statement: str) -> None:
+    cold(folder).close()
+    tamper(folder, statement)
+    with pytest.warns(CacheWarning, match="expected the tables of diskcache"):
+        cache = cold(folder)
+    put(cache, "key", b"body")
+    assert cache.get("key") == b"body"
+
+
+def test_a_view_in_place_of_the_table_keeps_no_read_busy(folder: Path) -> None:
+    cold(folder).close()
+    tamper(folder, "DROP TABLE Cache")
+    endless = "WITH RECURSIVE n(key) AS (SELECT '' UNION ALL SELECT key FROM n)"
+    tamper(folder, f"CREATE VIEW Cache AS {endless} SELECT key, key AS value, key AS raw FROM n")
+    with pytest.warns(CacheWarning, match="expected the tables of diskcache, got 'Cache'"):
+        assert cold(folder).get("key") is None
+
+
+def test_a_database_cut_while_it_is_open_costs_answers_only(folder: Path) -> None:
+    """In a process of its own, which a mapped file would end."""
+    script = f"""
+import os, warnings
+from pathlib import Path
+from mmsearch_env.cache.tool_cache import ToolCache
+warnings.simplefilter("ignore")
+cache = ToolCache(Path({str(folder)!r}), hot_bytes=0)
+for number in range(300):
+    cache.put(str(number), os.urandom(3000), kind="rows", request={{}}, expire_s=60.0)
+cache.close()
+cache = ToolCache(Path({str(folder)!r}), hot_bytes=0)
+cache.get("0")
+os.truncate({str(folder / "v1" / "cache.db")!r}, 20_000)
+print([cache.get(str(number)) for number in range(300)].count(None))
+cache.put("key", b"body", kind="rows", request={{}}, expire_s=60.0)
+print(cache.get("key"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done
+    lost, kept = done.stdout.split("\n")[:2]
+    assert int(lost) > 200 and kept == "b'body'"
+
+
+@pytest.mark.parametrize(
     "damage", [b"not a database at all, whatever it says" * 100, b"SQLite format 3\0" + bytes(9000)]
 )
 def test_a_damaged_database_is_set_aside(folder: Path, damage: bytes) -> None:
