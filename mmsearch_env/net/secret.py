@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from yarl import URL
+
 from mmsearch_env.errors import ConfigError
+
+
+def may_travel_to(address: URL) -> bool:
+    """Whether a key may be sent there: encrypted, or within this machine."""
+    return address.scheme == "https" or address.host in ("localhost", "127.0.0.1", "::1")
 
 
 class Secret:

@@ -6,6 +6,7 @@ A tool is named in JSON: ``"local"``, or a mapping with that name and the tool's
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,24 @@ def build_tool(kind: ActionKind, spec: str | Mapping[str, Any], world: World | N
         raise ConfigError(f"tool: expected the kind {' or '.join(_SEARCHES)}, got {kind!r}")
     if name not in _BUILDERS:
         raise ConfigError(f"tool for {kind}: expected a name of {', '.join(tool_names())}, got {name!r}")
-    try:
-        return _BUILDERS[name](ActionKind(kind), world, **settings)
-    except TypeError as error:
-        raise ConfigError(f"tool {name!r} for {kind}: expected settings it knows, got {settings}; {error}") from error
+    _check_settings(name, settings)
+    return _BUILDERS[name](ActionKind(kind), world, **settings)
+
+
+def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings that a tool does not know or lacks, where its signature tells them."""
+    parameters = inspect.signature(_BUILDERS[name]).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return  # it looks at them itself
+    known = {one.name: one.default is one.empty for one in parameters if one.kind is one.KEYWORD_ONLY}
+    if unknown := sorted(settings.keys() - known):
+        wanted = f"one of {', '.join(known)}" if known else "no settings"
+        raise ConfigError(f"tool {name!r}: expected {wanted}, got {unknown[0]!r}")
+    if missing := [setting for setting, is_needed in known.items() if is_needed and setting not in settings]:
+        raise ConfigError(
+            f"tool {name!r}: expected the setting {missing[0]!r}, got none; name it: "
+            f'{{"name": "{name}", "{missing[0]}": ...}}'
+        )
 
 
 def tool_names() -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from mmsearch_env.server.app import SearchServer, ServerSettings
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.corpus.build import CorpusSettings, build_corpus
 from mmsearch_env.tools.corpus.fusion import fused
+from mmsearch_env.tools.corpus.manifest import Manifest
 from mmsearch_env.tools.corpus.milvus import MilvusPlace
 from mmsearch_env.tools.corpus.sources import find_sources
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, PageQuery, Query, SearchResult, SearchTool, TextQuery
@@ -362,9 +363,29 @@ def test_a_place_that_cannot_be_is_refused(uri: str, collection: str) -> None:
 
 def test_the_token_of_a_server_is_never_written(tmp_path: Path, milvus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILVUS_TOKEN", "s3cret-t0ken")
+    monkeypatch.setenv("MILVUS_URI", milvus)
     table = tmp_path / "t.jsonl"
     table.write_text(json.dumps({"url": "u", "text": "owl"}))
     corpus(tmp_path / "c", table, MilvusPlace(milvus, "secret"))
     for path in (tmp_path / "c").rglob("*"):
         if path.is_file():
             assert b"s3cret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("named", "uri", "match"),
+    [
+        ("", "http://127.0.0.1:1", "expected MILVUS_URI to name the server"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:2", "expected MILVUS_URI to name the server"),
+        ("http://milvus.example", "http://milvus.example", "expected https, since a token is sent"),
+    ],
+)
+def test_a_token_goes_only_to_the_server_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, uri: str, match: str
+) -> None:
+    """Whoever gives a corpus away may name any server in it."""
+    monkeypatch.setenv("MILVUS_TOKEN", "s3cret-t0ken")
+    monkeypatch.setenv("MILVUS_URI", named)
+    Manifest(1, 0, "layout", "", "english", milvus=MilvusPlace(uri, "c").as_json()).write(tmp_path)
+    with pytest.raises(ConfigError, match=match):
+        build_tool(ActionKind.TEXT_SEARCH, {"name": "corpus", "path": str(tmp_path)})

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from mmsearch_env.errors import ConfigError, DataError, ToolError, ToolUnavailab
 from mmsearch_env.images import Image
 from mmsearch_env.searching import ask
 from mmsearch_env.tools import build_tool
+from mmsearch_env.tools.corpus import batches as batches_module
 from mmsearch_env.tools.corpus import corpus as corpus_module
 from mmsearch_env.tools.corpus import vectors as vectors_module
 from mmsearch_env.tools.corpus.build import BuildReport, CorpusSettings, build_corpus
@@ -317,7 +319,7 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     table = jsonl(tmp_path / "t.jsonl", animals(1000))
     stopped = built(tmp_path / "c", table, watcher=Quiet(looks=300))
     assert not stopped.is_whole and 0 < stopped.documents < 1000
-    with pytest.raises(DataError, match="expected a corpus, got a folder without"):
+    with pytest.raises(DataError, match="got one whose build was stopped; run the same index command again"):
         searched(tmp_path / "c", "zq1")
     report = built(tmp_path / "c", table)
     assert report.read == 1000 - stopped.read
@@ -476,10 +478,75 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert [hit.url for hit in searched(tmp_path / "c", "zq29999").hits] == ["https://zoo.example/29999"]
 
 
+def test_a_full_disk_while_vectors_are_written_is_said(tmp_path: Path) -> None:
+    script = f"""
+import numpy as np
+from pathlib import Path
+from mmsearch_env.errors import DataError
+from mmsearch_env.tools.corpus.vectors import write_vectors
+block = np.arange(2000), np.zeros((2000, 64), np.float32)
+try:
+    write_vectors(Path({str(tmp_path)!r}), [block], rows=2000, size=64)
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=_little_room, check=True, timeout=60
+    )
+    assert "expected room for 0.5 MB of vectors" in done.stdout
+
+
 def _little_room() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_a_damaged_table_costs_itself_and_is_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    jsonl(folder / "a.jsonl", animals(3))
+    (folder / "b.parquet").write_bytes(b"PAR1 and nothing else")
+    jsonl(folder / "c.jsonl", animals(3, start=10))
+    for _ in range(2):
+        report = built(tmp_path / "c", folder)
+        assert (report.documents, report.skipped, report.is_whole) == (6, 1, True)
+        ((source, _, reason),) = report.problems
+        assert source == "f/b.parquet" and "expected a sound parquet file" in reason
+    pyarrow.parquet.write_table(pyarrow.table({"url": ["u"], "text": ["a yak"]}), folder / "b.parquet")
+    assert built(tmp_path / "c", folder).skipped == 0
+    assert [hit.url for hit in searched(tmp_path / "c", "yak").hits] == ["u"]
+    (folder / "b.parquet").write_bytes(b"PAR1 and nothing else")
+    assert built(tmp_path / "c", folder).documents == 7  # what was read of it stays
+    with pytest.raises(DataError, match="expected a sound parquet file"):
+        built(tmp_path / "d", folder / "b.parquet")
+
+
+def test_pages_without_text_or_of_another_encoding_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "latin.txt").write_bytes("Überall läßt man die Vögel für Übung zwölf Lieder üben. ".encode("latin-1"))
+    (folder / "good.txt").write_text("a good yak")
+    report = built(tmp_path / "c", folder)
+    assert (report.documents, report.skipped) == (1, 2)
+    assert "expected a page with text" in report.problems[0][2]
+    assert "expected a page in UTF-8, got latin.txt" in report.problems[1][2]
+
+
+def test_an_address_that_is_freed_while_a_table_is_half_read_goes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "BATCH_ROWS", 4)
+    folder = tmp_path / "f"
+    folder.mkdir()
+    first = jsonl(folder / "a.jsonl", animals(3))
+    built(tmp_path / "c", folder)
+    jsonl(folder / "b.jsonl", [{"url": "https://zoo.example/2", "text": "a yak"}, *animals(9, start=10)])
+    jsonl(first, animals(2))
+    report = built(tmp_path / "c", folder)
+    assert (report.skipped, report.removed) == (0, 1)
+    assert [hit.url for hit in searched(tmp_path / "c", "yak").hits] == ["https://zoo.example/2"]
 
 
 def test_one_build_at_a_time(tmp_path: Path, zoo: Path) -> None:
@@ -521,6 +588,40 @@ def test_vectors_of_another_encoder_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "encoder_identity": "layout:old"}))
     with pytest.raises(DataError, match="expected the encoder layout:old, got layout:"):
         looked(tmp_path / "c", Image.from_pil(collage(1)))
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [
+            "DROP TABLE pictures",
+            "CREATE VIEW pictures AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id FROM n) SELECT id FROM n",
+        ],
+        ["CREATE TRIGGER planted AFTER INSERT ON documents BEGIN DELETE FROM documents; END"],
+    ],
+)
+def test_what_a_catalogue_would_run_is_not_let_in(tmp_path: Path, zoo: Path, statements: list[str]) -> None:
+    collage(1).save(tmp_path / "1.png")
+    built(tmp_path / "c", zoo, tmp_path / "1.png")
+    with closing(sqlite3.connect(tmp_path / "c" / "catalogue.sqlite")) as database:
+        for statement in statements:
+            database.execute(statement)
+    with pytest.raises(DataError, match="expected a corpus's tables"):
+        built(tmp_path / "c", zoo)
+    with pytest.raises(ToolUnavailable, match="expected a corpus's tables"):
+        looked(tmp_path / "c", Image.from_pil(collage(1)))
+
+
+def test_a_catalogue_damaged_inside_is_said(tmp_path: Path) -> None:
+    table = jsonl(tmp_path / "t.jsonl", animals(2000))
+    built(tmp_path / "c", table)
+    path = tmp_path / "c" / "catalogue.sqlite"
+    damaged = bytearray(path.read_bytes())
+    damaged[3 * 4096 :] = os.urandom(len(damaged) - 3 * 4096)
+    path.write_bytes(damaged)
+    jsonl(table, animals(3000))
+    with pytest.raises(DataError, match="build the corpus anew"):
+        built(tmp_path / "c", table)
 
 
 def test_a_damaged_text_index_costs_a_search(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import PIL.Image
 import pytest
 from aiohttp import web
 from fake_services import KEY
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ServiceError, ToolError, ToolTimeout
@@ -281,12 +283,47 @@ def test_what_a_person_does_not_see_is_not_read() -> None:
         '<div style="visibility: hidden"><b>secret</b></div>',
         '<span style="color:red; font-size:0px">secret</span>',
         '<p style="opacity: 0;">secret</p>',
+        '<p style="d\\69splay : n\\6fne !important">secret</p>',
+        '<p style="/* ; */ display:/**/none">secret</p>',
+        '<p style="position:absolute; left:-9999px">secret</p>',
+        '<p style="text-indent:-100em">secret</p>',
+        '<p style="transform: translateX(-5000px)">secret</p>',
+        '<p style="transform: scale(0)">secret</p>',
+        '<p style="clip-path: inset(100%)">secret</p>',
+        '<p style="clip: rect(0 0 0 0); position: absolute">secret</p>',
+        '<p style="height:0; overflow:hidden">secret</p>',
+        '<p style="color:#fff; background: white">secret</p>',
+        '<p style="color:rgba(0,0,0,0)">secret</p>',
+        '<p class="a">secret</p><div id="b"><p>secret</p></div><p class="c">secret</p>',
+        "<style>.a { display: none } @media screen { #b > p { left: -3000px } }</style>",
+        "<style>@import 'x'; .c:hover, .d { } .c { visibility: hidden }</style>",
         "<!-- secret --><script>secret</script><style>secret</style><noscript>secret</noscript>",
     ]
     found = text_of_page(page(SENTENCE, *hidden, '<i style="opacity:0.5; font-size:10px">Half seen is seen.</i>'))
     assert "secret" not in found.text
     assert "Half seen is seen." in found.text
     assert found.title == "Peru"
+
+
+def test_what_only_looks_like_hiding_is_read() -> None:
+    seen = [
+        '<p style="display:block; color:#fff; background:#000">One of them.</p>',
+        '<p style="height:0">Two of them.</p>',
+        '<p style="margin-left:-100%; transform: rotate(-180deg)">Three of them.</p>',
+        '<p style="left:-20px; clip-path: inset(5px); overflow: hidden">Four of them.</p>',
+        '<p class="e">Five of them.</p><p class="f">Six of them.</p><p class="g">Seven of them.</p>',
+        "<style>.e { display: none } .e { display: block } @media print { .f { display: none } }</style>",
+        "<style media='print'>.g { display: none } .f:::( { } }</style>",
+    ]
+    found = text_of_page(page(SENTENCE, *seen)).text
+    for number in ("One", "Two", "Three", "Four", "Five", "Six", "Seven"):
+        assert f"{number} of them." in found, number
+
+
+@given(st.text(max_size=200), st.text(max_size=100))
+@settings(max_examples=200, deadline=None)
+def test_any_style_is_survived(sheet: str, style: str) -> None:
+    text_of_page(page(SENTENCE, f"<style>{sheet}</style>", f"<p style='{style}'>{SENTENCE}</p>"))
 
 
 def test_a_page_is_cut_and_any_page_is_survived() -> None:

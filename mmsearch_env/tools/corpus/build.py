@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,12 +105,20 @@ def build_corpus(
         ConfigError: another build is under way, or the settings differ from those it was made with.
         DataError: a source cannot be read, the folder cannot be written, or what it holds is damaged.
     """
-    with _only_writer(folder):
+    with _only_writer(folder), _sound_catalogue(folder):
         builder = _Builder(folder, settings, sources, watcher)
         try:
             return builder.build(folders)
         finally:
             builder.close()
+
+
+@contextmanager
+def _sound_catalogue(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{folder}: expected a sound catalogue, got {error}; build the corpus anew") from error
 
 
 @contextmanager
@@ -181,6 +190,8 @@ class _Builder:
         self._live |= before.keys()
         self._unchanged = self._read_all()
         if self._removed and not self._watcher.is_stopping():
+            with self._catalogue.transaction():
+                self._catalogue.doubt_skipped()
             self._read_all()
         is_whole = not self._watcher.is_stopping()
         if is_whole:
@@ -188,10 +199,12 @@ class _Builder:
         return self._report(time.monotonic() - started, is_whole)
 
     def _read_all(self) -> int:
-        """Read the sources that changed or are doubted; how many were passed over."""
+        """Read the sources that changed or are doubted; how many were passed over. Raises DataError if all fail."""
         batches = Batches(self._sources, self._catalogue.sources(), self._watcher)
         for batch, touched in batches:
             self._commit(batch, touched)
+        if len(batches.failures) == len(self._sources):
+            raise batches.failures[0]
         return batches.unchanged
 
     def _report(self, seconds: float, is_whole: bool) -> BuildReport:
@@ -311,7 +324,7 @@ class _Builder:
     def _sampled_pictures(self) -> list[Image]:
         """Pictures to fit an encoder to: the first of all sources."""
         found: list[Image] = []
-        rows = (row for source in self._sources for row in source.rows())
+        rows = (row for source in self._sources for row in _readable_rows(source))
         for _, row in zip(range(_SAMPLE_ROWS), rows, strict=False):
             if row.document is not None and row.document.picture is not None:
                 try:
@@ -321,6 +334,12 @@ class _Builder:
             if len(found) == SAMPLE_PICTURES:
                 break
         return found
+
+
+def _readable_rows(source: Source) -> Iterator[Row]:
+    """Up to where the source can be read; what is wrong with it is told when it is its turn."""
+    with suppress(DataError):
+        yield from source.rows()
 
 
 def _remove_old_vectors(folder: Path, current: str) -> None:

@@ -8,6 +8,7 @@ interruption is taken back from it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +36,17 @@ CREATE TABLE IF NOT EXISTS pictures (
 CREATE TABLE IF NOT EXISTS problems (source TEXT NOT NULL, row INTEGER NOT NULL, reason TEXT NOT NULL);
 """
 _PUT_PICTURE = "INSERT OR REPLACE INTO pictures (document, title, url, thumbnail, vector) VALUES (?, ?, ?, ?, ?)"
+_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+"""Tables, indices and whatever else; those that SQLite makes for itself have no SQL."""
 _BLOCK = 4096
+
+
+@functools.cache
+def _schema() -> frozenset[tuple[str, str, str]]:
+    """Kind, name and SQL of all that a catalogue holds."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(_SCHEMA)
+        return frozenset(database.execute(_OBJECTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,7 @@ class Catalogue:
         self._folder = folder
         try:
             self._database = self._connected(mode)
+            self._check_planted()
             if mode == "write":
                 self._database.executescript(_SCHEMA)
                 self._database.execute("INSERT OR IGNORE INTO settings VALUES ('version', ?)", (json.dumps(VERSION),))
@@ -133,6 +145,12 @@ class Catalogue:
                 database.execute("SELECT 1 FROM settings").fetchone()
                 return database
         raise sqlite3.OperationalError("unable to open the database file")
+
+    def _check_planted(self) -> None:
+        """Raises DataError for what only others put there: a view that never ends, a trigger."""
+        found = set(self._database.execute(_OBJECTS))
+        if strange := sorted(name for _, name, _ in found - _schema()):
+            raise DataError(f"{self._path}: expected a corpus's tables, got {strange[0][:40]!r}; build the corpus anew")
 
     def close(self) -> None:
         """Close it; may be called twice."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch_env.errors import DataError
+from mmsearch_env.tools.corpus.catalogue import FILE as CATALOGUE
 
 FILE = "manifest.json"
 VERSION = 1
@@ -55,6 +56,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (folder / CATALOGUE).is_file():
+            wanted = f"{folder}: expected a whole corpus, got one whose build was stopped"
+            raise DataError(f"{wanted}; run the same index command again") from error
         wanted = f"{folder}: expected a corpus, got a folder without {FILE}"
         raise DataError(f"{wanted}; build one: python -m mmsearch_env index FILES --into {folder}") from error
     except (OSError, ValueError) as error:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from yarl import URL
 
 from mmsearch_env.errors import ConfigError, DataError, ImageError, ToolTimeout, ToolUnavailable
 from mmsearch_env.images import Image
 from mmsearch_env.net.per_loop import PerLoop
-from mmsearch_env.net.secret import Secret, read_secret
+from mmsearch_env.net.secret import Secret, may_travel_to, read_secret
 from mmsearch_env.tools.corpus.documents import MAX_ADDRESS_CHARACTERS
 from mmsearch_env.tools.corpus.writer import Entry
 from mmsearch_env.tools.local.bm25 import MAX_QUERY_CHARACTERS, query_words
@@ -31,6 +32,8 @@ from mmsearch_env.tools.search_tool import Hit
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 """Environment variable that holds the server's token, where it wants one."""
+SERVER_VARIABLE = "MILVUS_URI"
+"""Environment variable that names the server whose token this is: a corpus from elsewhere may name any server."""
 MAX_STORED_BYTES = 65_535
 """Longest text that a Milvus field holds, in UTF-8; longer ones are cut."""
 _CHUNK_ROWS = 500
@@ -74,11 +77,13 @@ class MilvusWriter:
         """Connect, and make the collection of the documents if need be.
 
         Raises:
+            ConfigError: pymilvus is not installed, or the token at hand is for another server.
             DataError: the server cannot be reached or refuses.
         """
         self._place, self._timeout_s = place, timeout_s
+        token = _token(place)
         with _as_data_error(place):
-            self._client = _pymilvus().MilvusClient(uri=place.uri, token=_token(), timeout=timeout_s)
+            self._client = _pymilvus().MilvusClient(uri=place.uri, token=token, timeout=timeout_s)
             if not self._client.has_collection(place.collection):
                 self._make_documents(stemmer)
 
@@ -176,10 +181,13 @@ class MilvusEngine:
             place: where the corpus is.
             stemmer: as it was built with.
             timeout_s: for one search, in seconds.
+
+        Raises:
+            ConfigError: pymilvus is not installed, or the token at hand is for another server.
         """
         self._place, self._stemmer, self._timeout_s = place, stemmer, timeout_s
-        _pymilvus()  # found missing now and not in the middle of an episode
-        self._clients = PerLoop(lambda: _pymilvus().AsyncMilvusClient(uri=place.uri, token=_token(), timeout=timeout_s))
+        milvus, token = _pymilvus(), _token(place)  # found missing now and not in the middle of an episode
+        self._clients = PerLoop(lambda: milvus.AsyncMilvusClient(uri=place.uri, token=token, timeout=timeout_s))
 
     async def by_words(self, text: str, top_k: int, snippet_characters: int) -> list[Hit]:
         """BM25 over title and text."""
@@ -263,9 +271,17 @@ def _decoded(thumbnail: str) -> Image | None:
         return None
 
 
-def _token() -> str:
+def _token(place: MilvusPlace) -> str:
+    """The token for a server. Raises ConfigError where there is one that was not given for this server."""
     if not os.environ.get(TOKEN_VARIABLE):
         return ""
+    if os.environ.get(SERVER_VARIABLE, "") != place.uri:
+        raise ConfigError(
+            f"milvus: expected {SERVER_VARIABLE} to name the server that {TOKEN_VARIABLE} is for, got "
+            f"{os.environ.get(SERVER_VARIABLE, '')!r}; set it to {place.uri} if that server may have it"
+        )
+    if not may_travel_to(URL(place.uri)):
+        raise ConfigError(f"milvus: expected https, since a token is sent, got {place.uri}; use https")
     secret: Secret = read_secret(variable=TOKEN_VARIABLE)
     return secret.reveal()
 
@@ -293,7 +309,7 @@ async def _as_tool_error(place: MilvusPlace, timeout_s: float) -> Any:
 
 
 def _without_token(text: str) -> str:
-    token = _token()
+    token = os.environ.get(TOKEN_VARIABLE, "")
     short = " ".join(text.split())[:500]
     return short.replace(token, "***") if token else short
 

@@ -22,6 +22,10 @@ PAGES = (".txt", ".md", ".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
 MAX_LINE_CHARACTERS = 20_000_000
 """Longest line of a JSON-lines file that is parsed."""
+_UNREADABLE = "\ufffd"
+"""Stands for bytes that are no UTF-8."""
+_MOST_UNREADABLE = 0.02
+"""Share of such characters in a page that still is one, with a few bytes broken."""
 _TEXT_ROWS = 1024
 """Rows of a parquet file decoded together where none holds a picture."""
 
@@ -57,11 +61,11 @@ class Source:
 
     @property
     def state(self) -> str:
-        """Changes when a file does. Raises DataError when one is missing."""
+        """Changes when a file does; "" when one is missing."""
         try:
             found = [file.stat() for file in self.files]
-        except OSError as error:
-            raise DataError(f"{self.files[0]}: expected a readable file, got {error.strerror}; put it back") from error
+        except OSError:
+            return ""
         return ";".join(f"{one.st_size}:{one.st_mtime_ns}" for one in found)
 
     @property
@@ -194,6 +198,8 @@ def _page(files: tuple[Path, ...], name: str) -> Document:
     page = files[0] if files[0].suffix.lower() in PAGES else None
     pictures = [file for file in files if file.suffix.lower() in PICTURES]
     title, text = _title_and_text(page) if page is not None else ("", "")
+    if not text and not pictures:
+        raise DataError(f"expected a page with text, got none in {files[0].name}; drop it")
     title = title or " ".join(files[0].stem.replace("_", " ").replace("-", " ").split())
     return cleaned(Document(name, title, text, read_picture(pictures[0]) if pictures else None))
 
@@ -203,6 +209,8 @@ def _title_and_text(path: Path) -> tuple[str, str]:
         said = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise DataError(f"expected a readable page, got {path}: {error.strerror}; check it") from error
+    if said.count(_UNREADABLE) > _MOST_UNREADABLE * len(said):
+        raise DataError(f"expected a page in UTF-8, got {path.name} in another encoding; convert it")
     if path.suffix.lower() in (".html", ".htm"):
         return _of_html(path, said)
     first, _, rest = said.lstrip().partition("\n")
@@ -215,5 +223,7 @@ def _of_html(path: Path, markup: str) -> tuple[str, str]:
     try:
         found = text_of_page(markup)
     except ImportError as error:
-        raise DataError(f"{path}: expected the extra 'web' to read HTML, got no {error.name}; install it") from error
+        raise DataError(
+            f"{path}: expected the extra 'web' to read HTML, got no {error.name}; install mmsearch-env[web]"
+        ) from error
     return found.title, found.text

@@ -110,12 +110,10 @@ class TextWriter:
             ConfigError: unknown stemmer.
             DataError: the index is damaged, or the folder cannot be written.
         """
-        engine = bm25.tantivy()
+        if stemmer and stemmer not in bm25.STEMMERS:
+            raise ConfigError(f"stemmer: expected one of {', '.join(bm25.STEMMERS)}, or none, got {stemmer!r}")
+        engine, analyzer = bm25.tantivy(), bm25.analyzer(stemmer)
         place = folder / _FOLDER
-        try:
-            analyzer = bm25.analyzer(stemmer)
-        except ValueError as error:
-            raise ConfigError(f"stemmer: expected a language, got {stemmer!r}: {error}; '' for none") from error
         try:
             place.mkdir(parents=True, exist_ok=True)
             index = engine.Index(_schema(), path=str(place), reuse=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -133,9 +134,10 @@ def write_vectors(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]],
 
     Raises:
         ConfigError: there are many and faiss is not installed.
+        DataError: the disk is full.
     """
-    ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int64, (rows,))
-    matrix = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (rows, size))
+    ids = _blank(folder / "ids.npy", np.int64, (rows,))
+    matrix = _blank(folder / "vectors.npy", np.float32, (rows, size))
     done = 0
     for some_ids, some in blocks:
         ids[done : done + len(some)], matrix[done : done + len(some)] = some_ids, some
@@ -147,6 +149,19 @@ def write_vectors(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]],
             (folder / name).unlink(missing_ok=True)
     elif not _is_young(_coarse_of(folder), ids):
         _train(folder, ids, matrix)
+
+
+def _blank(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A file's array, whose room on the disk is taken already: without it, writing would end the process."""
+    try:
+        mapped: np.memmap = np.lib.format.open_memmap(path, "w+", kind, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        needed = math.prod(shape) * np.dtype(kind).itemsize / 1e6
+        wanted = f"expected room for {needed:,.1f} MB of vectors, got {error.strerror}"
+        raise DataError(f"{path.parent}: {wanted}; make room and run it again") from error
+    return mapped
 
 
 def keep_coarse(old: Path, new: Path) -> None:
@@ -176,7 +191,10 @@ def _train(folder: Path, ids: np.ndarray, matrix: np.ndarray) -> None:
         index.add_with_ids(np.ascontiguousarray(matrix[part]), np.ascontiguousarray(ids[part]))
     sample = np.sort(generator.choice(rows, min(rows, _SAMPLE), replace=False))
     probes, recall = _probes_for(index, ids, matrix, sample)
-    faiss.write_index(index, str(folder / "coarse.faiss"))
+    try:
+        faiss.write_index(index, str(folder / "coarse.faiss"))
+    except RuntimeError as error:
+        raise DataError(f"{folder}: expected room for an inverted file, got {error}; make room") from error
     info = Coarse(rows, int(ids[-1]), probes, round(recall, 4))
     (folder / _INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
 

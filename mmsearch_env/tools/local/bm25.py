@@ -28,6 +28,11 @@ STOP_WORDS = frozenset(
 )
 """English words that say nothing about what is wanted."""
 _LONGEST_WORD = 40
+STEMMERS = (
+    "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
+    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
+)  # fmt: skip
+"""Languages whose words may lose their endings."""
 
 
 @lru_cache(maxsize=1)

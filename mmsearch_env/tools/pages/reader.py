@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -158,31 +157,17 @@ def text_of_page(markup: str) -> PageText:
     import lxml.html
     import trafilatura
 
+    from mmsearch_env.tools.pages.visibility import drop_hidden
+
     try:
         parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, no_network=True)
         tree = lxml.html.document_fromstring(markup.encode("utf-8", "replace"), parser=parser)
     except lxml.etree.ParserError:  # nothing in it
         return PageText("", "")
-    for element in [element for element in tree.iter() if _is_hidden(element)]:
-        if element.getparent() is not None:
-            element.drop_tree()
+    drop_hidden(tree)
     text = trafilatura.extract(tree, include_comments=False, include_tables=True, favor_recall=True) or ""
     heading = " ".join((tree.findtext(".//title") or "").split())
     return PageText(heading[:300], text.strip()[:MAX_PAGE_CHARACTERS])
-
-
-_HIDING_STYLE = re.compile(
-    r"display\s*:\s*none|visibility\s*:\s*(hidden|collapse)|(font-size|opacity)\s*:\s*0*(\.0*)?(px|pt|em|rem|%)?\s*(;|!|$)",
-    re.IGNORECASE,
-)
-
-
-def _is_hidden(element: Any) -> bool:
-    """Whether an element says of itself that a person does not see it."""
-    if element.tag in ("script", "style", "noscript", "template"):
-        return True
-    style = element.get("style") or ""
-    return element.get("hidden") is not None or bool(style and _HIDING_STYLE.search(style[:1000]))
 
 
 def _decoded(body: bytes, charset: str) -> str:

@@ -20,6 +20,7 @@ from yarl import URL
 
 from mmsearch_env.errors import ConfigError, ServiceCode, ServiceError
 from mmsearch_env.net.client import Call, Reply, ServiceLimits
+from mmsearch_env.net.secret import may_travel_to
 from mmsearch_env.tools.search_tool import Query
 
 MAX_TITLE_CHARACTERS = 300
@@ -163,7 +164,7 @@ def endpoint(base_url: str, path: str, *, with_key: bool) -> str:
         raise ConfigError(f"base_url: expected a URL, got {base_url!r}") from error
     if base.scheme not in ("http", "https") or not base.host or base.query or base.user:
         raise ConfigError(f"base_url: expected http(s)://host without user or query, got {base_url!r}")
-    if with_key and base.scheme == "http" and base.host not in ("localhost", "127.0.0.1", "::1"):
+    if with_key and not may_travel_to(base):
         raise ConfigError(f"base_url: expected https, since a key is sent, got {base_url!r}")
     return str(base).rstrip("/") + path
 
