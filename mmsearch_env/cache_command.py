@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("stats", "verify", "export", "prune"), help="what to do")
     parser.add_argument("folder", type=Path, help="the tool's cache_dir")
     parser.add_argument("--out", type=Path, metavar="FILE", help="export: JSON lines go here, else to the terminal")
-    parser.add_argument("--older-than-days", type=float, metavar="DAYS", help="prune: answers older than this")
-    parser.add_argument("--kind", help="prune: only answers of this kind (see stats)")
+    old = "prune: answers older than this; without it, those that have expired"
+    parser.add_argument("--older-than-days", type=float, metavar="DAYS", help=old)
+    parser.add_argument("--kind", help="prune: only answers of this kind (see stats), of any age if none is given")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -46,7 +47,8 @@ def _stats(cache: ToolCache, arguments: argparse.Namespace, console: Console) ->
     for kind, count in found.by_kind.items():
         table.add_row(f"  {kind}", str(count))
     table.add_row("on disk", f"{found.bytes_on_disk / 1e6:.1f} MB")
-    table.add_row("oldest", f"{found.oldest_s / 86400:.1f} days")
+    if found.answers:
+        table.add_row("oldest", f"{found.oldest_s / 86400:.1f} days")
     console.print(table)
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -58,7 +59,7 @@ class _Watch:
         self._stopping = False
 
     def reading(self, done_bytes: float, total_bytes: float) -> None:
-        note = f"{done_bytes / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB"
+        note = f"{decimal(int(done_bytes))} of {decimal(int(total_bytes))}"
         self._progress.update(self._reading, completed=done_bytes, total=total_bytes, note=note)
 
     def pictures(self, done: int, total: int) -> None:

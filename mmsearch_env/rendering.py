@@ -52,8 +52,12 @@ def to_ansi(messages: Sequence[Message], *, width: int = 80, colour: Colour = "a
         colour: ``"true"`` draws pictures as half blocks in 24-bit colour, ``"none"`` as shades of plain text;
             ``"auto"`` is ``"none"`` where the environment variable ``NO_COLOR`` is set (no-color.org).
     """
-    coloured = colour == "true" or (colour == "auto" and not os.environ.get("NO_COLOR"))
-    return "\n".join(_message_lines(messages, width, coloured=coloured))
+    return "\n".join(_message_lines(messages, width, coloured=_is_coloured(colour)))
+
+
+def parts_to_ansi(parts: Sequence[Part], *, width: int = 80, colour: Colour = "auto") -> str:
+    """Text and pictures that nobody says, with pictures as small as several of one message; else as :func:`to_ansi`."""
+    return "\n".join(_part_lines(parts, width, THUMBNAIL_CELLS, coloured=_is_coloured(colour)))
 
 
 def write_ansi(messages: Sequence[Message], stream: TextIO) -> None:
@@ -91,13 +95,21 @@ def _plain_character(character: str) -> str:
 def _message_lines(messages: Sequence[Message], width: int, *, coloured: bool) -> Iterator[str]:
     for message in messages:
         yield _heading(message.role, width, coloured=coloured)
-        columns, rows = PICTURE_CELLS if len(message.images) == 1 else THUMBNAIL_CELLS
-        for part in _joined(message.parts):
-            if isinstance(part, TextPart):
-                yield from _wrapped(plain(part.text).strip("\n"), width)
-            else:
-                yield from _picture_lines(part.image, min(width, columns), rows, coloured=coloured)
+        cells = PICTURE_CELLS if len(message.images) == 1 else THUMBNAIL_CELLS
+        yield from _part_lines(message.parts, width, cells, coloured=coloured)
         yield ""
+
+
+def _part_lines(parts: Sequence[Part], width: int, cells: tuple[int, int], *, coloured: bool) -> Iterator[str]:
+    for part in _joined(parts):
+        if isinstance(part, TextPart):
+            yield from _wrapped(plain(part.text).strip("\n"), width)
+        else:
+            yield from _picture_lines(part.image, min(width, cells[0]), cells[1], coloured=coloured)
+
+
+def _is_coloured(colour: Colour) -> bool:
+    return colour == "true" or (colour == "auto" and not os.environ.get("NO_COLOR"))
 
 
 def _heading(role: Role, width: int, *, coloured: bool) -> str:

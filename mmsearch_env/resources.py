@@ -79,8 +79,9 @@ def resolve_tools(tools: ToolSpec | Mapping[str, ToolSpec] | None, world: str) -
     """One tool per kind of search.
 
     Args:
-        tools: None for the embedded engine; one spec for both searches; or a mapping from ``image_search``,
-            ``text_search`` and ``visit_page`` to a spec each. A kind left out is the embedded engine.
+        tools: None for the embedded engine; one spec for both searches, and for page visits where it has pages as
+            well; or a mapping from ``image_search``, ``text_search`` and ``visit_page`` to a spec each. A kind left
+            out is the embedded engine.
         world: the spec of the world that embedded tools search.
 
     Raises:
@@ -89,12 +90,19 @@ def resolve_tools(tools: ToolSpec | Mapping[str, ToolSpec] | None, world: str) -
     if isinstance(tools, Mapping) and "name" not in tools:
         by_kind: Mapping[str, Any] = tools
     else:
-        # A tool that searches does not read pages.
-        by_kind = dict.fromkeys((ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH), tools or "local")
+        by_kind = dict.fromkeys(SEARCH_KINDS if _has_pages(tools) else SEARCH_KINDS[:2], tools or "local")
     for name in by_kind:
         if name not in SEARCH_KINDS:
             raise ConfigError(f"tools: expected the keys {' and '.join(SEARCH_KINDS)}, got {name!r}; mend the setting")
     return {kind: _resolve_tool(kind, by_kind.get(kind, "local"), world) for kind in SEARCH_KINDS}
+
+
+def _has_pages(tools: object) -> bool:
+    """Whether a tool that is named for both searches gives whole pages too; services on the web do not."""
+    spec = {"name": tools} if isinstance(tools, str) else tools
+    return isinstance(spec, Mapping) and (
+        spec["name"] in ("corpus", "server") or (spec["name"] == "replay" and spec.get("miss") != "live")
+    )
 
 
 def _resolve_tool(kind: ActionKind, spec: Any, world: str) -> SearchTool:

@@ -14,9 +14,8 @@ from rich.console import Console
 from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.images import FULL_FRAME, Image, clean_bbox
-from mmsearch_env.messages import ImagePart, Message, TextPart
-from mmsearch_env.rendering import plain
-from mmsearch_env.showing import show_messages
+from mmsearch_env.messages import ImagePart, TextPart
+from mmsearch_env.showing import show_parts
 from mmsearch_env.tools import build_tool, tool_names
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, SearchTool, TextQuery
 from mmsearch_env.worlds import load_world
@@ -49,7 +48,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     elif result.hits:
-        show_messages(console, [Message("user", tuple(part for hit in result.hits for part in _parts(hit)))])
+        for number, hit in enumerate(result.hits, start=1):
+            show_parts(console, _parts(number, hit))
+            console.print()
     else:
         console.print("nothing found")
     return 0
@@ -86,10 +87,10 @@ async def _searched(tool: SearchTool, query: Query, top_k: int) -> SearchResult:
         await tool.aclose()
 
 
-def _parts(hit: Hit) -> list[TextPart | ImagePart]:
-    lines = [plain(hit.title), plain(hit.url), *([plain(hit.snippet)] if hit.snippet else [])]
-    text = TextPart("\n".join(lines) + f"\n(score {hit.score:.3f})\n")
-    return [text] if hit.thumbnail is None else [ImagePart(hit.thumbnail), text]
+def _parts(number: int, hit: Hit) -> list[TextPart | ImagePart]:
+    heading = f"{number}. {hit.title or 'without a title'}  (score {hit.score:.3f})"
+    text = TextPart("\n".join((heading, hit.url, *([hit.snippet] if hit.snippet else []), "")))
+    return [text] if hit.thumbnail is None else [text, ImagePart(hit.thumbnail)]
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:

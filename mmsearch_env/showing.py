@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mmsearch_env.errors import ConfigError
-from mmsearch_env.messages import Message
+from mmsearch_env.messages import Message, Part
 from mmsearch_env.questions import Question
-from mmsearch_env.rendering import Colour, plain, to_ansi, to_html
+from mmsearch_env.rendering import Colour, parts_to_ansi, plain, to_ansi, to_html
 
 MAX_WIDTH = 100
 """Lines longer than this are hard to read, in columns."""
@@ -34,6 +34,13 @@ def show_messages(console: Console, messages: Sequence[Message]) -> None:
     """Print messages; with pictures in colour where the terminal has colours."""
     colour: Colour = "true" if console.is_terminal and not console.no_color else "none"
     shown = to_ansi(messages, width=min(console.width, MAX_WIDTH), colour=colour)
+    console.print(Text.from_ansi(shown), soft_wrap=True)
+
+
+def show_parts(console: Console, parts: Sequence[Part]) -> None:
+    """Print text and pictures that nobody says, likewise."""
+    colour: Colour = "true" if console.is_terminal and not console.no_color else "none"
+    shown = parts_to_ansi(parts, width=min(console.width, MAX_WIDTH), colour=colour)
     console.print(Text.from_ansi(shown), soft_wrap=True)
 
 

@@ -72,7 +72,7 @@ class Budget:
         with self._exclusively() as account:
             after = Spent(account.spent.calls + 1, account.spent.usd + usd)
             if self.max_calls is not None and after.calls > self.max_calls:
-                raise BudgetError(self._told(f"at most {self.max_calls} calls", "one more"))
+                raise BudgetError(self._told(f"at most {self.max_calls} calls of services", "one more"))
             # A billionth: sums of prices such as 0.001 are not exact.
             if self.max_usd is not None and after.usd > self.max_usd + 1e-9:
                 raise BudgetError(self._told(f"at most {self.max_usd:g} US dollars", f"{after.usd:g}"))
@@ -80,7 +80,7 @@ class Budget:
 
     def _told(self, expected: str, got: str) -> str:
         anew = "" if self._ledger is None else f" or begin anew by removing {self._ledger}"
-        return f"budget: expected {expected} of paid services, got {got}; raise the limit{anew}"
+        return f"budget: expected {expected}, got {got}; raise the limit{anew}"
 
     @contextmanager
     def _exclusively(self) -> Iterator[_Account]:

@@ -222,7 +222,8 @@ class HttpClient:
             raise ToolTimeout(f"expected a reply within {self.limits.timeout_s:g} s, got none") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The error's own text may hold the URL, and with it a key.
-            raise self._error(f"a reply, got {type(error).__name__}", ServiceCode.PROVIDER_FAILED) from None
+            wanted = f"a reply from {URL(call.url).origin()}, got {type(error).__name__}"
+            raise self._error(f"{wanted}; check the address and the network", ServiceCode.PROVIDER_FAILED) from None
 
     def _request(self, call: Call) -> Any:
         parameters, headers, form = dict(call.parameters), dict(call.headers), _form(call)

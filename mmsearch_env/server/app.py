@@ -72,7 +72,6 @@ class SearchServer:
         self._document = document()
         self._page = files("mmsearch_env.server").joinpath("page.html").read_text(encoding="utf-8")
         self._searching = 0
-        self._draining = False
 
     def app(self) -> web.Application:
         """The application; closing it closes the tools."""
@@ -92,7 +91,6 @@ class SearchServer:
         app.router.add_get("/metrics", self._metrics)
         if self.settings.pictures is not None:
             app.router.add_get(PATH + "/{name}", self._picture)
-        app.on_shutdown.append(self._drain)
         app.on_cleanup.append(self._close_tools)
         return app
 
@@ -161,8 +159,6 @@ class SearchServer:
         return web.json_response(self._document)
 
     async def _healthz(self, request: web.Request) -> web.StreamResponse:
-        if self._draining:
-            return _error(503, _told("draining", "the server is about to stop; ask another one"))
         return web.json_response(
             {"status": "ok", "tools": {kind.value: tool.name for kind, tool in self._tools.items()}}
         )
@@ -215,10 +211,6 @@ class SearchServer:
             if not hmac.compare_digest(given, f"Bearer {token.reveal()}".encode()):
                 return _error(401, _told("auth", "expected the header Authorization: Bearer TOKEN, got another"))
         return await handler(request)
-
-    async def _drain(self, app: web.Application) -> None:
-        """Say so to load balancers; what is under way is ended by aiohttp."""
-        self._draining = True
 
     async def _close_tools(self, app: web.Application) -> None:
         for tool in self._tools.values():
@@ -283,4 +275,4 @@ def _error(status: int, body: dict[str, Any]) -> web.Response:
 
 
 _STATUS = {"timeout": 504, "rate_limited": 429, "bad_request": 400, "unavailable": 502}
-_CODES = {401: "auth", 413: "too_large", 429: "rate_limited"}
+_CODES = {401: "auth", 404: "not_found", 405: "not_allowed", 413: "too_large", 429: "rate_limited"}

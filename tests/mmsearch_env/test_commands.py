@@ -30,6 +30,7 @@ def test_words_are_searched_for(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = told(capsys, "search", "currency of Peru", "--top-k", "2")
     assert status == 0
     assert "sol" in out and out.count("https://atlas.example/") == 2
+    assert out.startswith("1. ") and "\n2. " in out
 
 
 def test_a_picture_is_searched_for(capsys: pytest.CaptureFixture[str], flag: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,7 @@ from mmsearch_env.errors import ConfigError, ToolUnavailable
 from mmsearch_env.protocols import load_protocol
 from mmsearch_env.rewards import RewardRules
 from mmsearch_env.tools import build_tool
+from mmsearch_env.tools.local.page_reader import LocalPages
 from mmsearch_env.tools.search_tool import PageQuery, TextQuery
 from mmsearch_env.vector_env import MMSearchVectorEnv
 from mmsearch_env.worlds import load_world
@@ -51,6 +53,28 @@ def test_a_page_that_was_found_is_read_whole() -> None:
     page = next(page for page in world.pages if page.url in read["said"])
     assert page.text.splitlines()[-1] in read["said"]
     assert page.text.splitlines()[-1] not in asked["said"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "has_pages"),
+    [
+        ({"name": "replay", "path": "{}", "miss": "empty"}, True),
+        ({"name": "replay", "path": "{}", "miss": "live", "live": "local"}, False),
+        ({"name": "server", "base_url": "http://127.0.0.1:1"}, True),
+        ({"name": "fake"}, False),
+        ("local", False),
+    ],
+)
+def test_a_tool_with_pages_that_is_named_for_searches_reads_them_too(
+    tools: Any, has_pages: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "calls.jsonl").touch()
+    if isinstance(tools, dict) and "path" in tools:
+        tools = tools | {"path": str(tmp_path)}
+    made = MMSearchEnv(tools=tools).tools
+    is_embedded = isinstance(made[ActionKind.VISIT_PAGE], LocalPages)
+    assert is_embedded != has_pages
+    assert has_pages == (type(made[ActionKind.VISIT_PAGE]) is type(made[ActionKind.TEXT_SEARCH]))
 
 
 @pytest.mark.parametrize(

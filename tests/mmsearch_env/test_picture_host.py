@@ -181,5 +181,10 @@ def test_a_picture_host_that_cannot_be_is_refused(host: Mapping[str, Any], messa
         build_tool(ActionKind.IMAGE_SEARCH, {"name": "serper", "picture_host": host})
 
 
+def test_a_secret_that_could_be_guessed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected at least 16 characters, so that nobody guesses it, got 5"):
+        PictureHost(tmp_path, Secret("short", name="key"))
+
+
 def test_the_key_of_a_picture_host_is_shown_to_nobody(host: PictureHost) -> None:
     assert SIGNING not in repr(host) + host(ImageQuery(shot()))

@@ -80,7 +80,7 @@ def test_more_hits_than_were_recorded_are_a_miss_unless_there_were_no_more(tmp_p
     recorder.write(TextQuery("full"), FOUND, top_k=2)
     recorder.write(TextQuery("all"), FOUND, top_k=5)
     full, everything = searched(ReplaySearch(tmp_path), TextQuery("full"), TextQuery("all"), top_k=9)
-    assert isinstance(full, ToolUnavailable)
+    assert isinstance(full, ToolUnavailable) and "expected at most the 2 hits that were recorded" in str(full)
     assert titles(everything) == ["Peru", "Sol"]
     assert titles(searched(ReplaySearch(tmp_path), TextQuery("full"), top_k=1)[0]) == ["Peru"]
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -182,8 +183,8 @@ def test_what_is_not_json_and_what_is_too_large() -> None:
         (400, "bad_request"),
         (415, "bad_request"),
         (413, "too_large"),
-        (404, "bad_request"),
-        (405, "bad_request"),
+        (404, "not_found"),
+        (405, "not_allowed"),
     ]
 
 
@@ -395,6 +396,9 @@ def test_the_command_serves_and_ends_what_is_under_way() -> None:
     asking.start()
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
+        pass
     asking.join()
     _, told = process.communicate(timeout=20)
     assert (process.returncode, told) == (0, "")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -85,6 +86,22 @@ def test_rows_become_hits_in_order(name: str) -> None:
         assert [hit.url for hit in found.hits] == [url for _, url, _ in ROWS]
     assert len(seen) == 1
     assert "currency of Peru" in json.dumps([seen[0]["query"], seen[0]["body"]])
+
+
+def test_a_service_that_cannot_be_reached_is_named_with_its_address() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+    async def run() -> None:
+        made = build_tool(ActionKind.TEXT_SEARCH, {"name": "searxng", "base_url": dead, "limits": QUICK})
+        try:
+            await made.search(TextQuery("x"), top_k=1)
+        finally:
+            await made.aclose()
+
+    with pytest.raises(ServiceError, match=f"searxng.*expected a reply from {dead}, got Client.*check the address"):
+        asyncio.run(run())
 
 
 @pytest.mark.parametrize("name", SERVICES)

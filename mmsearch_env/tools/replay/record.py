@@ -105,6 +105,10 @@ class Record:
                 return SearchResult(tuple(self._hit(hit) for hit in call.hits[:top_k]))
         return None
 
+    def recorded_top_k(self, query: Query) -> int | None:
+        """How many hits were asked for when a search was recorded; None if it was not."""
+        return next((call.top_k for key in keys_of(query) if (call := self._calls.get(key)) is not None), None)
+
     def add(self, key: Key, call: RecordedCall) -> None:
         """Enter a call that has just been written."""
         self._calls[key] = call

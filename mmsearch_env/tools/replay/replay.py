@@ -46,8 +46,12 @@ class ReplaySearch:
         if self._live is None or self._recorder is None:
             if self._miss == "empty":
                 return SearchResult(())
+            place = self._record.folder
+            if (recorded := self._record.recorded_top_k(query)) is not None:
+                wanted = f"expected at most the {recorded} hits that were recorded in {place}, got {top_k}"
+                raise ToolUnavailable(f"{self.name}: {wanted}; ask for fewer or record it anew")
             raise ToolUnavailable(
-                f"{self.name}: expected a recorded search, got one that is not in {self._record.folder}"
+                f"{self.name}: expected a recorded search, got one that is not in {place}; record it (miss: live)"
             )
         result = await self._live.search(query, top_k=top_k)
         call = await asyncio.to_thread(self._recorder.write, query, result, top_k=top_k)

@@ -27,6 +27,7 @@ from mmsearch_env.tools.web.query_parts import as_jpeg, picture
 PATH = "/pictures"
 MOST_BYTES = 500_000
 """Largest picture that is shown, in bytes."""
+_SHORTEST_SECRET = 16
 _NAME = re.compile(r"[0-9a-f]{32}\.jpg")
 
 
@@ -45,6 +46,12 @@ class PictureHost:
     secret: Secret
     public_url: str = ""
     lives_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: the secret is so short that it could be guessed from the signatures."""
+        if (length := len(self.secret.reveal())) < _SHORTEST_SECRET:
+            wanted = f"at least {_SHORTEST_SECRET} characters, so that nobody guesses it, got {length}"
+            raise ConfigError(f"picture_host, {self.secret.name}: expected {wanted}; take a long random text")
 
     def __call__(self, query: Query) -> str:
         """The address of a query's picture, cut to its box. Raises ToolUnavailable when it cannot be written."""
