@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -18,6 +19,7 @@ from mmsearch_env.images import Image
 
 Vectors = np.ndarray
 _BATCH = 16
+_HUB_TIMEOUT_S = 10.0
 
 
 class NeuralEncoder:
@@ -30,8 +32,9 @@ class NeuralEncoder:
             model: a name on the Hugging Face hub or a folder.
 
         Raises:
-            ConfigError: there is no such model, or it does not take pictures.
+            ConfigError: there is no such model, it cannot be fetched, or it does not take pictures.
         """
+        _expect_reachable(model)
         try:
             self._processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
             self._model = transformers.AutoModel.from_pretrained(model, dtype=torch.float32).eval()
@@ -67,3 +70,16 @@ class NeuralEncoder:
         found = self._model(pixel_values=pixels)
         pooled = getattr(found, "pooler_output", None)
         return found.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def _expect_reachable(model: str) -> None:
+    """Raises ConfigError for a model that is neither on this machine nor on the hub, without minutes of retries."""
+    try:
+        transformers.AutoConfig.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError):
+        try:
+            huggingface_hub.model_info(model, timeout=_HUB_TIMEOUT_S)
+        except Exception as error:  # of which library its errors are changes with versions of the hub
+            reason = " ".join(str(error).split())[:200]
+            wanted = "expected a folder, or a model of the Hugging Face hub"
+            raise ConfigError(f"encoder 'neural:{model}': {wanted}, got {reason}; check name and network") from error
