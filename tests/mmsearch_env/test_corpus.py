@@ -914,7 +914,7 @@ def test_a_vision_model_of_the_users_compares_pictures(tmp_path: Path, family: s
 
 def test_a_model_that_is_none_is_said_to_be_none(tmp_path: Path, zoo: Path) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(ConfigError, match="expected a vision model"):
+    with pytest.raises(ConfigError, match="expected a folder, or a model of the Hugging Face hub"):
         built(tmp_path / "c", zoo, settings=CorpusSettings(f"neural:{tmp_path}/none"))
 
 
