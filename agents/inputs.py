@@ -6,7 +6,7 @@ arrive mid-conversation) and the same vision features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,43 @@ class Row:
 
     token_ids: tuple[int, ...]
     images: tuple[Image, ...]
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Equal for rows that say and show the same."""
+        return self.token_ids, tuple(image.digest for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedInputs:
+    """Rows that begin alike, with each beginning once: P + B·S tokens in place of B·(P + S).
+
+    U beginnings of at most P tokens, B rows of which at most S tokens follow their beginning.
+
+    Attributes:
+        beginnings: forward keywords of the beginnings, left-padded, so that what follows one stands beside its end.
+        rests: forward keywords of what follows, right-padded; ``attention_mask`` (B, P + S) spans both.
+        which: (B,) the beginning of each row.
+        sizes: (B,) tokens of each row's beginning.
+    """
+
+    beginnings: Mapping[str, Any]
+    rests: Mapping[str, Any]
+    which: torch.Tensor
+    sizes: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """A row in two parts: ``beginning`` may be that of other rows too."""
+
+    beginning: Row
+    rest: Row
+
+    @property
+    def whole(self) -> Row:
+        """Both parts as one row."""
+        return Row((*self.beginning.token_ids, *self.rest.token_ids), (*self.beginning.images, *self.rest.images))
 
 
 class InputBuilder:
@@ -41,6 +78,12 @@ class InputBuilder:
         return not any(p.requires_grad for name, p in self._model.named_parameters() if _is_vision(name))
 
     @property
+    def can_share(self) -> bool:
+        """Whether rows may be run in parts: not where a part must know the whole, or where nothing is kept of it."""
+        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())
+        return self.tower_is_frozen and not self._renderer.uses_token_types and not checkpointed
+
+    @property
     def position_rows(self) -> int:
         """How many positions a token has: 3 with mRoPE (time, height, width), else 1."""
         return 3 if hasattr(getattr(self._model, "model", self._model), "get_rope_index") else 1
@@ -51,12 +94,28 @@ class InputBuilder:
         Returns ``input_ids`` and ``attention_mask`` (B, T), ``position_ids`` ((3, B, T) with mRoPE, else (B, T)) and
         what carries the pictures: kept features when the tower is frozen, else pixels.
         """
+        return self._built(rows, [self.positions(row) for row in rows], padding)
+
+    def build_shared(self, rows: Sequence[Parted]) -> SharedInputs:
+        """Forward keywords for rows of which some begin alike. The tower must be frozen."""
+        beginnings, which = distinct([row.beginning for row in rows])
+        first = self.build(beginnings, padding="left")
+        sizes = torch.tensor([len(row.beginning.token_ids) for row in rows])
+        places = [self.positions(row.whole)[:, size:] for row, size in zip(rows, sizes.tolist(), strict=True)]
+        rests = self._built([row.rest for row in rows], places, "right")
+        chosen = torch.tensor(which, device=rests["input_ids"].device)
+        rests["attention_mask"] = torch.cat([first["attention_mask"][chosen], rests["attention_mask"]], dim=1)
+        return SharedInputs(first, rests, chosen, sizes.to(chosen.device))
+
+    def _built(
+        self, rows: Sequence[Row], places: Sequence[torch.Tensor], padding: Literal["left", "right"]
+    ) -> dict[str, Any]:
+        """Forward keywords for rows whose tokens stand at these positions."""
         device = next(self._model.parameters()).device
         length = max(len(row.token_ids) for row in rows)
         pad = self._renderer.tokenizer.pad_token_id
         ids = torch.full((len(rows), length), pad, dtype=torch.long)
         mask = torch.zeros((len(rows), length), dtype=torch.long)
-        places = [self.positions(row) for row in rows]
         positions = torch.zeros((places[0].shape[0], len(rows), length), dtype=torch.long)
         for number, (row, place) in enumerate(zip(rows, places, strict=True)):
             size = len(row.token_ids)
@@ -91,6 +150,14 @@ class InputBuilder:
         places, _ = inner.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)
         placed: torch.Tensor = places[:, 0]
         return placed
+
+
+def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """The rows that differ, in order of their first appearance, and which of them each row is."""
+    numbers: dict[tuple[tuple[int, ...], tuple[str, ...]], int] = {}
+    which = [numbers.setdefault(row.key, len(numbers)) for row in rows]
+    found = dict(zip(which, rows, strict=True))
+    return [found[number] for number in range(len(numbers))], which
 
 
 def _is_vision(parameter_name: str) -> bool:

@@ -8,6 +8,7 @@ share tokens, positions, vision features and adapter. The reference policy is th
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +23,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from agents.engines.hf import HFSampler, SamplingLimits
-from agents.inputs import InputBuilder, Row
+from agents.inputs import InputBuilder, Parted, Row, SharedInputs
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request
 from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason, Trajectory
 from agents.workflows import parted
-from mmsearch_env.errors import ConfigError, ImageError, PolicyError
+from mmsearch_env.errors import ConfigError, ImageError, PolicyError, PolicyWarning
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ALLOWED_GAP, _ALLOWED_HALF_GAP = 1e-4, 0.1
+"""Differences of log-probabilities that come from the order of additions, in float32 and in shorter formats."""
+_COMPARED_ROWS = 4
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -95,6 +99,7 @@ class LMMPolicy:
         banned = self.renderer.control_ids - self.renderer.end_ids
         self.scorer = TokenScorer(model, banned)
         self._sampler = HFSampler(self.scorer, self.renderer, self.builder)
+        self._is_exact: bool | None = None  # not compared yet
 
     @classmethod
     def load(
@@ -202,9 +207,52 @@ class LMMPolicy:
 
     # -- being trained ------------------------------------------------------------------------------------------
 
-    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any]:
-        """The model's forward keywords for whole trajectories, right-padded: ``input_ids`` (B, T) and the rest."""
+    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | SharedInputs:
+        """What :attr:`scorer` needs for whole trajectories; where some have a prompt in common, that only once."""
+        rows = [_parted(trajectory) for trajectory in trajectories]
+        alike = [row for row in rows if row.beginning.key == rows[0].beginning.key]
+        is_shared = len({row.beginning.key for row in rows}) < len(rows)
+        if is_shared and self.builder.can_share and self._is_exact is None and len(alike) > 1:
+            self._is_exact = self._compare(alike[:_COMPARED_ROWS])
+        if is_shared and self.shares_prompts:
+            return self.builder.build_shared(rows)
+        return self.whole_inputs(trajectories)
+
+    def whole_inputs(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+        """The same with every trajectory whole, right-padded: any token may be scored. ``input_ids`` is (B, T)."""
         return self.builder.build([Row(t.token_ids, t.images) for t in trajectories], padding="right")
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt that trajectories have in common is run once for all of them."""
+        return self.builder.can_share and self._is_exact is not False
+
+    @torch.no_grad()
+    def _compare(self, rows: Sequence[Parted]) -> bool:
+        """Whether rows score the same with their common beginning run once. Warns if not."""
+        plain = self.builder.build([row.whole for row in rows], padding="right")
+        mask = torch.zeros_like(plain["input_ids"], dtype=torch.bool)
+        for number, row in enumerate(rows):
+            mask[number, len(row.beginning.token_ids) : len(row.whole.token_ids)] = True
+        was_training = self.scorer.training
+        self.scorer.train()  # as it will be called
+        try:
+            fast, slow = (self.scorer(inputs, mask).logprobs for inputs in (self.builder.build_shared(rows), plain))
+            # A token that is never sampled has no log-probability.
+            gap = float((fast - slow).nan_to_num(0.0).abs().max())
+        except PolicyError:
+            gap = math.inf
+        finally:
+            self.scorer.train(was_training)
+        allowed = _ALLOWED_GAP if next(self.model.parameters()).dtype == torch.float32 else _ALLOWED_HALF_GAP
+        if gap > allowed:
+            warnings.warn(
+                f"expected the same log-probabilities with a prompt run once for its group, got a gap of {gap:.2g} "
+                f"(allowed {allowed:g}); every episode is run whole from now on, which is slower",
+                PolicyWarning,
+                stacklevel=3,
+            )
+        return gap <= allowed
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
@@ -244,6 +292,13 @@ class LMMPolicy:
                 f"expected an adapter of this policy's rank and layers in {path}, got another; check lora"
             )
         set_peft_model_state_dict(self.model, weights)
+
+
+def _parted(trajectory: Trajectory) -> Parted:
+    """Before the first token that was said, and from there on."""
+    size, pictures = len(trajectory.turns[0].prompt_ids), len(trajectory.turns[0].images)
+    ids, images = trajectory.token_ids, trajectory.images
+    return Parted(Row(ids[:size], images[:pictures]), Row(ids[size:], images[pictures:]))
 
 
 def with_adapter(model: Any, lora: LoRASettings) -> Any:

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-_CHUNK = 4096
+from agents.inputs import SharedInputs
+from mmsearch_env.errors import PolicyError
+
+_CHUNK = 1024
+"""Tokens whose logits are held at once."""
 
 
 class TokenScores(NamedTuple):
@@ -23,8 +28,8 @@ class TokenScores(NamedTuple):
 class TokenScorer(nn.Module):
     """Wraps the model so that a data-parallel engine sees one forward call.
 
-    Logits are made only where a token was sampled. Tokens that may never be sampled are excluded here exactly as in
-    the sampler, so both renormalise over the same set.
+    Logits are made only where a token was sampled, and are not kept. Tokens that may never be sampled are excluded here
+    exactly as in the sampler, so both renormalise over the same set.
     """
 
     banned: Tensor
@@ -37,39 +42,112 @@ class TokenScorer(nn.Module):
         banned = torch.tensor(sorted(banned_ids), dtype=torch.long, device=device)
         self.register_buffer("banned", banned, persistent=False)
 
-    def forward(self, inputs: Mapping[str, Any], loss_mask: Tensor, temperature: float = 1.0) -> TokenScores:
+    def forward(
+        self, inputs: Mapping[str, Any] | SharedInputs, loss_mask: Tensor, temperature: float = 1.0
+    ) -> TokenScores:
         """Score the tokens where ``loss_mask`` (B, T) is True; ``inputs`` come from ``LMMPolicy.forward_inputs``."""
-        ids = inputs["input_ids"]
-        if loss_mask.shape != ids.shape:
-            raise ValueError(f"expected a loss_mask of shape {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
-        hidden = self._hidden(inputs)
         rows, columns = loss_mask.nonzero(as_tuple=True)
-        before = hidden[rows, columns - 1]
-        targets = ids[rows, columns]
+        if isinstance(inputs, SharedInputs):
+            before, targets = self._shared(inputs, rows, columns)
+        else:
+            before, targets = self._plain(inputs, loss_mask, rows, columns)
         scores = [
             self._score(before[start : start + _CHUNK], targets[start : start + _CHUNK], temperature)
             for start in range(0, len(targets), _CHUNK)
         ]
-        logprobs = hidden.new_zeros(ids.shape, dtype=torch.float32)
+        logprobs = before.new_zeros(loss_mask.shape, dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
         if scores:
             logprobs = logprobs.index_put((rows, columns), torch.cat([score[0] for score in scores]))
             entropy = entropy.index_put((rows, columns), torch.cat([score[1] for score in scores]))
         return TokenScores(logprobs, entropy)
 
-    def _hidden(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Last hidden states (B, T, width). Right padding needs no mask: causal attention never looks ahead."""
+    def _plain(
+        self, inputs: Mapping[str, Any], loss_mask: Tensor, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states (N, width) before the sampled tokens, and the tokens (N,)."""
+        ids = inputs["input_ids"]
+        if loss_mask.shape != ids.shape:
+            raise ValueError(f"expected a loss_mask of shape {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
+        # Right padding needs no mask: causal attention never looks ahead.
         kept = {key: value for key, value in inputs.items() if key != "attention_mask"}
         hidden: Tensor = base_model(self.model).model(**kept, use_cache=False).last_hidden_state
-        return hidden
+        return hidden[rows, columns - 1], ids[rows, columns]
+
+    def _shared(self, inputs: SharedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, each beginning run once: its keys and values, with their gradient, serve all rows that have it."""
+        network = base_model(self.model)
+        cache = DynamicCache(config=network.config.get_text_config())
+        begun = network.model(**inputs.beginnings, past_key_values=cache, use_cache=True).last_hidden_state
+        if any(layer.keys is None for layer in cache.layers):
+            raise PolicyError("expected the model to keep keys and values, got none; switch gradient checkpointing off")
+        for layer in cache.layers:
+            layer.keys, layer.values = _for_rows(layer.keys, inputs.which), _for_rows(layer.values, inputs.which)
+        rest = network.model(**inputs.rests, past_key_values=cache, use_cache=True).last_hidden_state
+        # The first token of a rest follows the last one of its beginning.
+        hidden = torch.cat([begun[inputs.which, -1:], rest], dim=1)
+        places = columns - inputs.sizes[rows]
+        return hidden[rows, places], inputs.rests["input_ids"][rows, places]
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = base_model(self.model).lm_head(hidden).float()
-        scaled = allowed_logits(logits, self.banned, temperature).log_softmax(-1)
-        chosen = scaled.gather(-1, targets[:, None])[:, 0]
-        with torch.no_grad():
-            entropy = -(scaled.exp() * scaled.clamp(min=-1e9)).sum(-1)
-        return chosen, entropy
+        head = base_model(self.model).lm_head
+        if head.weight.requires_grad or getattr(head, "bias", None) is not None:
+            return _scored(head(hidden), targets, self.banned, temperature)
+        scored: tuple[Tensor, Tensor] = _through_frozen_head(hidden, head.weight, targets, self.banned, temperature)
+        return scored
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities through a head that is not trained: the gradient is made with them, so no logits are kept.
+
+    For the logits z = W h / τ and the log-probability of token y, ∂/∂h = (W_y - Σᵥ p_v W_v) / τ, with one row less than
+    a vocabulary's width for each token.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(N,) log-probabilities and entropies."""
+        logprobs, entropy, probabilities = _distribution(hidden @ weight.T, targets, banned, temperature)
+        if ctx.needs_input_grad[0]:
+            slope = weight[targets] - probabilities.to(weight.dtype) @ weight
+            ctx.save_for_backward(slope.div_(temperature))
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the log-probabilities; the entropy has none."""
+        (slope,) = ctx.saved_tensors
+        return (grads[0][:, None].to(slope.dtype) * slope, None, None, None, None)
+
+
+_through_frozen_head: Any = _FrozenHead.apply
+
+
+def _scored(logits: Tensor, targets: Tensor, banned: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    scaled = allowed_logits(logits.float(), banned, temperature).log_softmax(-1)
+    chosen = scaled.gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(scaled.exp() * scaled.clamp(min=-1e9)).sum(-1)
+    return chosen, entropy
+
+
+def _distribution(logits: Tensor, targets: Tensor, banned: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without gradient, and the probabilities (N, V); as few passes over the logits as possible."""
+    scaled = allowed_logits(logits.float(), banned, temperature)
+    total = scaled.logsumexp(-1)
+    chosen = scaled.gather(-1, targets[:, None])[:, 0] - total
+    probabilities = scaled.sub(total[:, None]).exp_()
+    # Σ p log p = Σ p z - log Σ exp z; where a token is banned, p is 0 and z is not finite.
+    mean = (probabilities * scaled.nan_to_num_(neginf=0.0)).sum(-1)
+    return chosen, total - mean, probabilities
+
+
+def _for_rows(kept: Tensor, which: Tensor) -> Tensor:
+    """(B, heads, P, width): the beginnings' keys or values, one for each row."""
+    return kept.expand(len(which), -1, -1, -1) if kept.shape[0] == 1 else kept.index_select(0, which)
 
 
 def allowed_logits(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:

@@ -116,3 +116,7 @@ class PolicyError(MMSearchError):
 
 class CacheWarning(UserWarning):
     """A cache cannot be used as it is; work goes on without it, or with a new one."""
+
+
+class PolicyWarning(UserWarning):
+    """A policy goes on more slowly, or otherwise than was asked for."""

@@ -10,7 +10,7 @@ Letters: B trajectories, T tokens (padded on the right to the longest of the bat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,12 @@ class Example:
         return len(self.advantages)
 
     @property
+    def prompt(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Tokens and pictures before the first sampled token: equal for the episodes of one question."""
+        first = self.trajectory.turns[0]
+        return first.prompt_ids, tuple(image.digest for image in first.images)
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens that are trained on."""
         return sum(self.trajectory.loss_mask)
@@ -57,14 +63,14 @@ class TokenBatch:
     """What one forward pass is given.
 
     Attributes:
-        inputs: the model's own forward keywords; opaque here.
+        inputs: what the policy's scorer needs besides the loss mask; opaque here.
         loss_mask: (B, T) bool, True on sampled tokens.
         old_logprobs: (B, T) log-probabilities when the tokens were sampled.
         advantages: (B, T) credit.
         ref_logprobs: (B, T) under the reference policy; None when the algorithm does not ask for them.
     """
 
-    inputs: Mapping[str, Any]
+    inputs: Any
     loss_mask: Tensor
     old_logprobs: Tensor
     advantages: Tensor
@@ -88,6 +94,45 @@ def micro_batches(examples: Iterable[Example], *, token_budget: int) -> list[tup
         else:
             batches.append([example])
     return [tuple(batch) for batch in batches]
+
+
+def micro_batches_of_groups(examples: Iterable[Example], *, token_budget: int) -> list[tuple[Example, ...]]:
+    """The same for a policy that runs a prompt once for all examples that have it.
+
+    A batch of U prompts and B examples costs U times the longest prompt and B times the longest rest of an example.
+    Examples with the same prompt come together.
+    """
+    batches: list[_Groups] = []
+    for example in sorted(examples, key=lambda item: (-len(item.prompt[0]), item.prompt, -item.length)):
+        if not batches or batches[-1].cost_with(example) > token_budget:
+            batches.append(_Groups())
+        batches[-1].add(example)
+    return [tuple(batch.examples) for batch in batches]
+
+
+class _Groups:
+    """A batch of groups that is being filled."""
+
+    def __init__(self) -> None:
+        self.examples: list[Example] = []
+        self._prompts: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
+        self._longest_prompt = self._longest_rest = 0
+
+    def cost_with(self, example: Example) -> int:
+        """Tokens if this one came too; 0 for the first, which is taken whatever it costs."""
+        if not self.examples:
+            return 0
+        size = len(example.prompt[0])
+        prompts = len(self._prompts | {example.prompt}) * max(self._longest_prompt, size)
+        return prompts + (len(self.examples) + 1) * max(self._longest_rest, example.length - size)
+
+    def add(self, example: Example) -> None:
+        """Take it."""
+        size = len(example.prompt[0])
+        self.examples.append(example)
+        self._prompts.add(example.prompt)
+        self._longest_prompt = max(self._longest_prompt, size)
+        self._longest_rest = max(self._longest_rest, example.length - size)
 
 
 def collate(examples: Sequence[Example], policy: TrainablePolicy, *, device: torch.device) -> TokenBatch:

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from training.algorithms import Algorithm
-from training.batch import Example, TokenBatch, collate, micro_batches
+from training.batch import Example, TokenBatch, collate, micro_batches, micro_batches_of_groups
 from training.engine import Engine
 from training.losses import masked_sum
 from training.task import TokenScores, TrainablePolicy
@@ -75,7 +75,8 @@ class Learner:
 
     def prepare(self, examples: Iterable[Example]) -> list[tuple[tuple[Example, ...], TokenBatch]]:
         """Micro-batches of this rank, with reference scores when the algorithm asks for them."""
-        cut = micro_batches(examples, token_budget=self.micro_batch_tokens)
+        cut_up = micro_batches_of_groups if self.policy.shares_prompts else micro_batches
+        cut = cut_up(examples, token_budget=self.micro_batch_tokens)
         return [(part, self._scored_by_reference(self._collated(part))) for part in cut]
 
     def update(

@@ -113,7 +113,7 @@ def _update(
 
 def _loss(engine: Engine, policy: LMMPolicy, examples: Sequence[Example]) -> Tensor:
     """Weighted sum of negative log-probabilities; an example's advantages are its weights."""
-    inputs = policy.forward_inputs([example.trajectory for example in examples])
+    inputs = policy.whole_inputs([example.trajectory for example in examples])
     weights = torch.zeros(inputs["input_ids"].shape)
     for row, example in enumerate(examples):
         weights[row, : example.length] = torch.from_numpy(example.advantages)

@@ -8,7 +8,7 @@ Letters: B trajectories, T tokens (padded to the longest).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,8 +47,13 @@ class TrainablePolicy(Protocol):
         """Module with ``forward(inputs, loss_mask, temperature) -> TokenScores``, on the device it is trained on."""
         ...
 
-    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any]:
-        """What ``scorer`` needs besides the loss mask, rows right-padded to the longest; opaque to the trainer."""
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether ``scorer`` runs a prompt that several trajectories have only once; decides how many fit a pass."""
+        ...
+
+    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Any:
+        """What ``scorer`` needs besides the loss mask, one row a trajectory; opaque to the trainer."""
         ...
 
     def reference(self) -> AbstractContextManager[None]:

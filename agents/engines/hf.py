@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from agents.inputs import InputBuilder, Row
+from agents.inputs import InputBuilder, Row, distinct
 from agents.renderer import ChatRenderer
 from agents.scorer import TokenScorer, allowed_logits, base_model
 from agents.trajectory import Completion, FinishReason
@@ -113,22 +113,14 @@ class HFSampler:
         Returns:
             The cache, the last hidden states (B, width), the attention mask (B, T) and the next positions (B,).
         """
-        numbers: dict[tuple[tuple[int, ...], tuple[str, ...]], int] = {}
-        distinct: list[Row] = []
-        which: list[int] = []
-        for row in rows:
-            key = (row.token_ids, tuple(image.digest for image in row.images))
-            if key not in numbers:
-                numbers[key] = len(distinct)
-                distinct.append(row)
-            which.append(numbers[key])
-        inputs = self._builder.build(distinct, padding="left")
+        different, which = distinct(rows)
+        inputs = self._builder.build(different, padding="left")
         cache = DynamicCache(config=network.config.get_text_config())
         hidden = network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
         mask, places = inputs["attention_mask"], inputs["position_ids"]
         next_place = places.amax(dim=tuple(i for i in range(places.dim()) if i != places.dim() - 2)) + 1  # (U,)
         chosen = torch.tensor(which, device=mask.device)
-        if len(distinct) < len(rows):
+        if len(different) < len(rows):
             cache.batch_select_indices(chosen)
         return cache, hidden[chosen], mask[chosen], next_place[chosen]
 

@@ -58,7 +58,7 @@ def trajectory(turns: Sequence[Turn]) -> Trajectory:
 
 def scored(policy: LMMPolicy, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The trainer's log-probabilities, the sampler's, and the mask."""
-    inputs = policy.forward_inputs(trajectories)
+    inputs = policy.whole_inputs(trajectories)
     mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
     sampled = torch.zeros(mask.shape)
     for row, played in enumerate(trajectories):

@@ -74,7 +74,7 @@ def test_a_poisoned_page_changes_no_structure_and_no_reward(hardened: LMMPolicy,
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_sampler_and_trainer_agree_on_a_poisoned_episode(hardened: LMMPolicy, protocol: str) -> None:
     trajectory = played(hardened, protocol, poison(hardened))
-    inputs = hardened.forward_inputs([trajectory])
+    inputs = hardened.whole_inputs([trajectory])
     mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
     mask[0, : len(trajectory.loss_mask)] = torch.tensor(trajectory.loss_mask)
     with torch.no_grad():

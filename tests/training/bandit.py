@@ -79,6 +79,8 @@ class GuessScorer(nn.Module):
 class GuessPolicy:
     """The scorer as a trainable policy that can sample."""
 
+    shares_prompts = False
+
     def __init__(self) -> None:
         self.scorer = GuessScorer()
 

@@ -6,7 +6,7 @@ import torch
 from bandit import GuessPolicy
 
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
-from training.batch import Example, collate, micro_batches
+from training.batch import Example, collate, micro_batches, micro_batches_of_groups
 
 
 def trajectory(prompt: tuple[int, ...], sampled: tuple[int, ...]) -> Trajectory:
@@ -56,3 +56,19 @@ def test_every_example_is_in_one_batch() -> None:
 def test_credit_must_have_one_number_per_token() -> None:
     with pytest.raises(ValueError, match="one advantage for each of 3 tokens"):
         Example(trajectory((1, 2), (3,)), np.zeros(2, dtype=np.float32))
+
+
+def test_micro_batches_of_groups_count_a_common_prompt_once() -> None:
+    """Prompt A of 6 tokens with rests of 2, 2 and 3; prompt B of 4 with rests of 1 and 5."""
+    a, b = (1,) * 6, (2,) * 4
+    examples = [example(p, (7,) * n, 1.0) for p, n in [(a, 2), (b, 1), (a, 3), (b, 5), (a, 2)]]
+
+    def cut(token_budget: int) -> list[list[tuple[int, int]]]:
+        parts = micro_batches_of_groups(examples, token_budget=token_budget)
+        return [[(len(item.prompt[0]), item.length - len(item.prompt[0])) for item in part] for part in parts]
+
+    first, second = [(6, 3), (6, 2), (6, 2)], [(4, 5), (4, 1)]
+    assert cut(6 + 3 * 3) == [first, second]  # B costs 4 + 2 * 5 = 14
+    assert cut(6 + 3 * 3 - 1) == [first[:2], [first[2]], second]  # 6 + 2 beside B: 2 * 6 + 2 * 5
+    assert cut(2 * 6 + 5 * 5) == [[*first, *second]]
+    assert cut(1) == [[one] for one in (*first, *second)]

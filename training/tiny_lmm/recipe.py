@@ -249,7 +249,7 @@ def likely_share(policy: LMMPolicy, held_out: Sequence[Trajectory]) -> float:
     good = 0
     for start in range(0, len(held_out), 16):
         part = held_out[start : start + 16]
-        inputs = policy.forward_inputs(part)
+        inputs = policy.whole_inputs(part)
         mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
         for row, trajectory in enumerate(part):
             size, said = len(trajectory.token_ids), len(trajectory.turns[-1].completion.token_ids)
