@@ -101,11 +101,15 @@ class InputBuilder:
         beginnings, which = distinct([row.beginning for row in rows])
         first = self.build(beginnings, padding="left")
         sizes = torch.tensor([len(row.beginning.token_ids) for row in rows])
-        places = [self.positions(row.whole)[:, size:] for row, size in zip(rows, sizes.tolist(), strict=True)]
-        rests = self._built([row.rest for row in rows], places, "right")
+        rests = self.build_rests(rows, padding="right")
         chosen = torch.tensor(which, device=rests["input_ids"].device)
         rests["attention_mask"] = torch.cat([first["attention_mask"][chosen], rests["attention_mask"]], dim=1)
         return SharedInputs(first, rests, chosen, sizes.to(chosen.device))
+
+    def build_rests(self, rows: Sequence[Parted], *, padding: Literal["left", "right"]) -> dict[str, Any]:
+        """Forward keywords for what follows the beginnings, which the model has read."""
+        places = [self.positions(row.whole)[:, len(row.beginning.token_ids) :] for row in rows]
+        return self._built([row.rest for row in rows], places, padding)
 
     def _built(
         self, rows: Sequence[Row], places: Sequence[torch.Tensor], padding: Literal["left", "right"]

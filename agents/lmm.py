@@ -22,7 +22,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from agents.engines.hf import HFSampler, SamplingLimits
+from agents.engines.hf import Asked, HFSampler, SamplingLimits
+from agents.engines.reading import Prefix
 from agents.inputs import InputBuilder, Parted, Row, SharedInputs
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request
 from agents.processors import load_processor
@@ -64,13 +65,29 @@ class LoRASettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Given:
     """A request as the model is given it; ``forced`` is what a scripted turn begins with."""
 
     request: Request
     prompt: Prompt
     row: Row
     forced: tuple[int, ...] = ()
+
+    def sampled(self, seed: int) -> Asked:
+        """For the sampler."""
+        return Asked(self.row, self.forced, seed, self.ended)
+
+    @property
+    def ended(self) -> tuple[Prefix, ...]:
+        """Where the turns already played ended."""
+        tokens = images = 0
+        found = []
+        for turn in self.request.turns:
+            said = turn.completion
+            tokens += len(turn.prompt_ids) + len(said.forced_ids) + len(said.token_ids)
+            images += len(turn.images)
+            found.append(Prefix(tokens, images))
+        return tuple(found)
 
 
 class LMMPolicy:
@@ -142,15 +159,15 @@ class LMMPolicy:
             for found in asked
         ]
 
-    def _asked(self, request: Request) -> _Asked | CannotReply:
+    def _asked(self, request: Request) -> _Given | CannotReply:
         """What the model is given for a request, if it can be given."""
         try:
             prompt = self._prompt(request)
         except ImageError as error:
             return CannotReply(UNREADABLE_PICTURE, str(error))
-        return self._fitting(_Asked(request, prompt, _row(request, prompt)))
+        return self._fitting(_Given(request, prompt, _row(request, prompt)))
 
-    def _begun(self, asked: Sequence[_Asked | CannotReply]) -> list[_Asked | CannotReply]:
+    def _begun(self, asked: Sequence[_Given | CannotReply]) -> list[_Given | CannotReply]:
         """The same, each scripted turn with what it begins with: a reason sampled here, and the script's action."""
         begun = list(asked)
         scripted = [
@@ -160,10 +177,8 @@ class LMMPolicy:
         ]
         ends = sorted({found.request.script.reason_end for _, found in scripted})
         reasons = self._sampler.sample(
-            [found.row for _, found in scripted],
-            [()] * len(scripted),
             # Not the seeds of what follows, or both would be drawn from the same numbers.
-            [found.request.seed + 1 for _, found in scripted],
+            [found.sampled(found.request.seed + 1) for _, found in scripted],
             replace(self.limits, stop_tags=(*self.limits.stop_tags, *ends)),
         )
         for (index, found), said in zip(scripted, reasons, strict=True):
@@ -175,23 +190,16 @@ class LMMPolicy:
             )
         return begun
 
-    def _fitting(self, asked: _Asked) -> _Asked | CannotReply:
+    def _fitting(self, asked: _Given) -> _Given | CannotReply:
         """The same if a completion still fits the context."""
         room = self.max_context_tokens - self.limits.max_new_tokens
         length = len(asked.row.token_ids) + len(asked.forced)
         return asked if length <= room else CannotReply(CONTEXT_FULL, f"expected at most {room} tokens, got {length}")
 
-    def _said(self, asked: Sequence[_Asked]) -> list[Completion]:
+    def _said(self, asked: Sequence[_Given]) -> list[Completion]:
         """The completions; a turn that is scripted whole is not sampled."""
         free = [found for found in asked if not found.request.script.is_whole]
-        sampled = iter(
-            self._sampler.sample(
-                [found.row for found in free],
-                [found.forced for found in free],
-                [found.request.seed for found in free],
-                self.limits,
-            )
-        )
+        sampled = iter(self._sampler.sample([found.sampled(found.request.seed) for found in free], self.limits))
         return [
             Completion(self.renderer.decode(found.forced), (), (), FinishReason.STOP, found.forced)
             if found.request.script.is_whole

@@ -8,7 +8,7 @@ feeds several layers (deepstack) stay exact.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -28,17 +28,17 @@ class ByteCache(Generic[T]):
     def __init__(self, cache_bytes: int) -> None:
         self._room = cache_bytes
         self._used = 0
-        self._kept: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
-    def get(self, key: str) -> T:
+    def get(self, key: Hashable) -> T:
         """The entry, now the most recently used. Raises KeyError."""
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
-    def put(self, key: str, value: T, size: int) -> None:
+    def put(self, key: Hashable, value: T, size: int) -> None:
         """Keep ``value`` of ``size`` bytes and let the least recently used go."""
         self._used += size - (self._kept.pop(key)[1] if key in self._kept else 0)
         self._kept[key] = (value, size)

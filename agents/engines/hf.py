@@ -1,22 +1,21 @@
 """Sampling with a transformers model in this process.
 
-One call samples one completion for each row: a left-padded prefill, in which a prompt that several rows share is run
-once, then token by token on a key-value cache. Rows that have ended leave the batch. Each row draws from its own seeded
-stream of uniform numbers, so what a row says does not depend on which other rows were in the batch.
+One call samples one completion for each row, token by token after what was read (:mod:`agents.engines.reading`). Rows
+that have ended leave the batch. Each row draws from its own seeded stream of uniform numbers, so what a row says does
+not depend on which other rows were in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from agents.inputs import InputBuilder, Row, distinct
+from agents.engines.reading import Prefix, Reader
+from agents.inputs import InputBuilder, Row
 from agents.renderer import ChatRenderer
 from agents.scorer import TokenScorer, allowed_logits, base_model
 from agents.trajectory import Completion, FinishReason
@@ -40,6 +39,41 @@ class SamplingLimits:
     stop_tags: tuple[str, ...] = STOP_TAGS
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A completion that is asked for.
+
+    Attributes:
+        row: what the model is given.
+        forced: tokens that follow the row's own and count as said but not sampled.
+        seed: of the stream of numbers from which its tokens are drawn.
+        ended: where earlier turns of the row ended, so that what was read of them is found again.
+    """
+
+    row: Row
+    forced: tuple[int, ...]
+    seed: int
+    ended: tuple[Prefix, ...] = ()
+
+    @property
+    def whole(self) -> Row:
+        """The row with what is forced."""
+        return self.with_said(())
+
+    def with_said(self, ids: Sequence[int]) -> Row:
+        """The row with what is forced and what was sampled."""
+        return Row((*self.row.token_ids, *self.forced, *ids), self.row.images)
+
+
+@dataclass(slots=True)
+class _Said:
+    """A completion while it is sampled."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: FinishReason = FinishReason.LENGTH
+
+
 class HFSampler:
     """Samples completions from a transformers model."""
 
@@ -47,85 +81,61 @@ class HFSampler:
         """Args: scorer: holds the model and the tokens that are never sampled, on whatever device it is moved to."""
         self._scorer = scorer
         self._renderer = renderer
-        self._builder = builder
+        self._reader = Reader(scorer, builder)
         self._ending: dict[tuple[str, ...], frozenset[int]] = {}
 
     @torch.no_grad()
-    def sample(
-        self, rows: Sequence[Row], forced: Sequence[tuple[int, ...]], seeds: Sequence[int], limits: SamplingLimits
-    ) -> list[Completion]:
-        """One completion for each row. ``forced`` tokens follow a row's own and count as said but not sampled."""
-        if not rows:
+    def sample(self, asked: Sequence[Asked], limits: SamplingLimits) -> list[Completion]:
+        """One completion for each row."""
+        if not asked:
             return []
         was_training = self._scorer.training
         self._scorer.eval()
         try:
-            drawn = self._decode(rows, forced, seeds, limits)
+            said = self._decode(asked, limits)
         finally:
             self._scorer.train(was_training)
         return [
-            Completion(self._renderer.decode([*start, *ids]), tuple(ids), tuple(logprobs), reason, tuple(start))
-            for start, (ids, logprobs, reason) in zip(forced, drawn, strict=True)
+            Completion(
+                self._renderer.decode([*one.forced, *found.ids]),
+                tuple(found.ids),
+                tuple(found.logprobs),
+                found.reason,
+                one.forced,
+            )
+            for one, found in zip(asked, said, strict=True)
         ]
 
-    def _decode(
-        self, rows: Sequence[Row], forced: Sequence[tuple[int, ...]], seeds: Sequence[int], limits: SamplingLimits
-    ) -> list[tuple[list[int], list[float], FinishReason]]:
-        streams = np.stack([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
-        full = [Row((*row.token_ids, *start), row.images) for row, start in zip(rows, forced, strict=True)]
-        network = base_model(self._scorer.model)
-        cache, hidden, mask, next_place = self._prefill(network, full)
-        ids: list[list[int]] = [[] for _ in rows]
-        logprobs: list[list[float]] = [[] for _ in rows]
-        reasons = [FinishReason.LENGTH] * len(rows)
-        alive = list(range(len(rows)))
+    def _decode(self, asked: Sequence[Asked], limits: SamplingLimits) -> list[_Said]:
+        streams = np.stack([np.random.default_rng(one.seed).random(limits.max_new_tokens) for one in asked])
+        reading = self._reader.read([one.whole for one in asked], [one.ended for one in asked])
+        said = [_Said() for _ in asked]
+        alive = list(range(len(asked)))
         for position in range(limits.max_new_tokens):
-            tokens, values = self._draw(network.lm_head(hidden), streams[alive, position], limits.temperature)
+            tokens, values = self._draw(reading.hidden, streams[alive, position], limits.temperature)
             for row, token, value in zip(alive, tokens.tolist(), values.tolist(), strict=True):
-                ids[row].append(token)
-                logprobs[row].append(value)
-            ended = [self._has_ended(forced[row], ids[row], limits.stop_tags) for row in alive]
-            for row in (row for row, end in zip(alive, ended, strict=True) if end):
-                reasons[row] = FinishReason.STOP
-            going = [index for index, end in enumerate(ended) if not end]
-            alive = [alive[index] for index in going]
-            if not alive or position + 1 == limits.max_new_tokens:
+                said[row].ids.append(token)
+                said[row].logprobs.append(value)
+            is_last = position + 1 == limits.max_new_tokens
+            going = []
+            for place, row in enumerate(alive):
+                if self._has_ended(asked[row].forced, said[row].ids, limits.stop_tags):
+                    said[row].reason = FinishReason.STOP
+                elif not is_last:
+                    going.append(place)
+                    continue
+                self._reader.keep(reading, place, asked[row].with_said(said[row].ids))
+            if not going:
                 break
-            if len(going) < len(ended):
-                keep = torch.tensor(going, device=mask.device)
-                cache.batch_select_indices(keep)
-                tokens, mask, next_place = tokens[keep], mask[keep], next_place[keep]
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            step_places = next_place.expand(self._builder.position_rows, -1)[..., None]
-            hidden = network.model(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=step_places if len(step_places) > 1 else step_places[0],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            next_place = next_place + 1
-        return list(zip(ids, logprobs, reasons, strict=True))
+            if len(going) < len(alive):
+                alive = [alive[place] for place in going]
+                reading, tokens = reading.chosen(going), tokens[going]
+            reading = self._reader.read_on(reading, tokens)
+        return said
 
-    def _prefill(self, network: Any, rows: Sequence[Row]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-        """Run the prompts, those that several rows share only once.
-
-        Returns:
-            The cache, the last hidden states (B, width), the attention mask (B, T) and the next positions (B,).
-        """
-        different, which = distinct(rows)
-        inputs = self._builder.build(different, padding="left")
-        cache = DynamicCache(config=network.config.get_text_config())
-        hidden = network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        mask, places = inputs["attention_mask"], inputs["position_ids"]
-        next_place = places.amax(dim=tuple(i for i in range(places.dim()) if i != places.dim() - 2)) + 1  # (U,)
-        chosen = torch.tensor(which, device=mask.device)
-        if len(different) < len(rows):
-            cache.batch_select_indices(chosen)
-        return cache, hidden[chosen], mask[chosen], next_place[chosen]
-
-    def _draw(self, logits: Tensor, uniforms: np.ndarray, temperature: float) -> tuple[Tensor, Tensor]:
+    def _draw(self, hidden: Tensor, uniforms: np.ndarray, temperature: float) -> tuple[Tensor, Tensor]:
         """One token for each row (B,) and its log-probability (B,), by inverting the cumulative distribution."""
+        logits = base_model(self._scorer.model).lm_head(hidden)
         scores = allowed_logits(logits.float(), self._scorer.banned, temperature or 1.0).log_softmax(-1)
         if temperature == 0:
             tokens = scores.argmax(-1)

@@ -1,0 +1,190 @@
+"""What the model has read: keys and values of rows, begun once for rows that are alike, and kept from turn to turn.
+
+A row that goes on where an earlier one ended is read from there: only the observation's tokens are new. What is kept
+belongs to one state of the weights; whenever they have changed, it is let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from agents.inputs import InputBuilder, Parted, Row, distinct
+from agents.scorer import TokenScorer, base_model
+from agents.vision import ByteCache
+
+_KEPT_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """How much of a row had been said and read when an earlier turn ended."""
+
+    tokens: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Rows that the model has read, left-padded.
+
+    Attributes:
+        cache: keys and values.
+        hidden: (B, width) after the last token.
+        mask: (B, T) 1 where a token stands.
+        next_place: (B,) position of the token that comes next.
+    """
+
+    cache: DynamicCache
+    hidden: Tensor
+    mask: Tensor
+    next_place: Tensor
+
+    def chosen(self, rows: Sequence[int]) -> Reading:
+        """Some of the rows, in this order; the cache of this reading is used up."""
+        picked = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(picked)
+        return Reading(self.cache, self.hidden[picked], self.mask[picked], self.next_place[picked])
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Keys and values of a row's tokens, all but the last: (heads, tokens, width) for each layer."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+class Reader:
+    """Reads rows and remembers them."""
+
+    def __init__(self, scorer: TokenScorer, builder: InputBuilder, *, cache_bytes: int = _KEPT_BYTES) -> None:
+        """Args: scorer: holds the model; builder: makes its inputs; cache_bytes: of keys and values that are kept."""
+        self._scorer = scorer
+        self._builder = builder
+        self._kept: ByteCache[_Kept] = ByteCache(cache_bytes)
+        self._cache_bytes = cache_bytes
+        self._weights = torch.zeros(0)
+
+    def read(self, rows: Sequence[Row], ended: Sequence[Sequence[Prefix]]) -> Reading:
+        """Read rows to their last token.
+
+        Args:
+            rows: what is read.
+            ended: where earlier turns of each row ended.
+        """
+        self._forget_if_changed()
+        found = [self._known(row, prefixes) for row, prefixes in zip(rows, ended, strict=True)]
+        fresh = [number for number, known in enumerate(found) if known is None]
+        known = [(number, known) for number, known in enumerate(found) if known is not None]
+        parts = []
+        if fresh:
+            parts.append(self._begun([rows[number] for number in fresh]))
+        if known:
+            parts.append(self._continued([parted for _, (parted, _) in known], [kept for _, (_, kept) in known]))
+        order = [*fresh, *(number for number, _ in known)]
+        reading = _joined(*parts) if len(parts) > 1 else parts[0]
+        return reading if order == sorted(order) else reading.chosen([order.index(n) for n in range(len(rows))])
+
+    def read_on(self, reading: Reading, tokens: Tensor) -> Reading:
+        """One more token for each row (B,)."""
+        mask = torch.cat([reading.mask, reading.mask.new_ones(len(tokens), 1)], dim=1)
+        places = reading.next_place.expand(self._builder.position_rows, -1)[..., None]
+        inputs = {
+            "input_ids": tokens[:, None],
+            "attention_mask": mask,
+            "position_ids": places if len(places) > 1 else places[0],
+        }
+        return self._run(inputs, reading.cache)
+
+    def keep(self, reading: Reading, number: int, row: Row) -> None:
+        """Remember what was read of a row: ``row`` with all but its last token is row ``number`` of the reading."""
+        forgets = any(type(layer) is not DynamicLayer for layer in reading.cache.layers)  # a sliding window
+        if forgets or not self._builder.can_share:
+            return
+        places = reading.mask[number].nonzero()[:, 0]
+        layers = tuple(
+            (layer.keys[number].index_select(1, places), layer.values[number].index_select(1, places))
+            for layer in reading.cache.layers
+        )
+        size = sum(tensor.nbytes for layer in layers for tensor in layer)
+        self._kept.put(row.key, _Kept(layers), size)
+
+    def _known(self, row: Row, prefixes: Sequence[Prefix]) -> tuple[Parted, _Kept] | None:
+        """The longest part of a row that is remembered, all but its last token, with the rest of the row."""
+        for prefix in sorted(prefixes, key=lambda one: -one.tokens):
+            key = Row(row.token_ids[: prefix.tokens], row.images[: prefix.images]).key
+            if key in self._kept:
+                size = prefix.tokens - 1
+                beginning = Row(row.token_ids[:size], row.images[: prefix.images])
+                return Parted(beginning, Row(row.token_ids[size:], row.images[prefix.images :])), self._kept.get(key)
+        return None
+
+    def _begun(self, rows: Sequence[Row]) -> Reading:
+        """Rows that are new; those that are alike only once."""
+        different, which = distinct(rows)
+        inputs = self._builder.build(different, padding="left")
+        reading = self._run(inputs, DynamicCache(config=self._network.config.get_text_config()))
+        return reading.chosen(which) if len(different) < len(rows) else reading
+
+    def _continued(self, rows: Sequence[Parted], kept: Sequence[_Kept]) -> Reading:
+        """Rows of which the beginning is remembered."""
+        inputs = self._builder.build_rests(rows, padding="left")
+        sizes = [one.layers[0][0].shape[1] for one in kept]
+        length = max(sizes)
+        cache = DynamicCache(config=self._network.config.get_text_config())
+        for number, layer in enumerate(cache.layers):
+            pairs = [one.layers[number] for one in kept]
+            keys, values = (_stacked([pair[side] for pair in pairs], length) for side in (0, 1))
+            layer.update(keys, values)
+        mask = inputs["attention_mask"]
+        read = torch.stack([pad(mask.new_ones(size), (length - size, 0)) for size in sizes])
+        return self._run({**inputs, "attention_mask": torch.cat([read, mask], dim=1)}, cache)
+
+    def _run(self, inputs: dict[str, Any], cache: DynamicCache) -> Reading:
+        hidden = self._network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        places = inputs["position_ids"]
+        last = places[..., -1] if places.dim() == 2 else places[..., -1].amax(0)
+        return Reading(cache, hidden, inputs["attention_mask"], last + 1)
+
+    @property
+    def _network(self) -> Any:
+        return base_model(self._scorer.model)
+
+    def _forget_if_changed(self) -> None:
+        """Let go of what other weights have read."""
+        trained = [parameter.detach() for parameter in self._scorer.model.parameters() if parameter.requires_grad]
+        norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
+        if not torch.equal(norms.cpu(), self._weights):
+            self._weights = norms.cpu()
+            self._kept = ByteCache(self._cache_bytes)
+
+
+def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
+    """(B, heads, length, width): each padded with zeros on the left."""
+    return torch.stack([pad(tensor, (0, 0, length - tensor.shape[1], 0)) for tensor in tensors])
+
+
+def _joined(one: Reading, other: Reading) -> Reading:
+    """The rows of both, the first's first."""
+    length = max(one.mask.shape[1], other.mask.shape[1])
+    for mine, theirs in zip(one.cache.layers, other.cache.layers, strict=True):
+        for name in ("keys", "values"):
+            both = [
+                pad(tensor, (0, 0, length - tensor.shape[2], 0))
+                for tensor in (getattr(mine, name), getattr(theirs, name))
+            ]
+            setattr(mine, name, torch.cat(both))
+    masks = [pad(reading.mask, (length - reading.mask.shape[1], 0)) for reading in (one, other)]
+    return Reading(
+        one.cache,
+        torch.cat([one.hidden, other.hidden]),
+        torch.cat(masks),
+        torch.cat([one.next_place, other.next_place]),
+    )

@@ -1,0 +1,125 @@
+"""What was read in one turn is not read again in the next, and nothing else changes by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from families import adapted_policy, noise
+
+from agents.engines.hf import SamplingLimits
+from agents.inputs import InputBuilder
+from agents.lmm import LMMPolicy
+from agents.policy import Reply, Request
+from agents.trajectory import Turn
+from agents.vision import ByteCache
+from agents.workflows import Script
+from mmsearch_env.messages import ImagePart, Message, TextPart
+
+LIMITS = SamplingLimits(max_new_tokens=10)
+
+
+def said(text: str, *pictures: Any) -> Message:
+    return Message("user", (*[ImagePart(picture) for picture in pictures], TextPart(text)))
+
+
+def asked(row: int, turn: int, played: tuple[Turn, ...]) -> Request:
+    """Three episodes of three turns: two of one question, other observations, pictures in some of them."""
+    first = said("Which flag is this? " * (1 + row // 2), noise(row // 2))
+    new = first if turn == 0 else said("hits " * (1 + 2 * row + turn), *([noise(50 + row, 84, 56)] if row != 1 else []))
+    script = Script("<answer>", reason_end="</reason>") if row == 2 and turn == 1 else Script()
+    return Request((), (new,), played, seed=10 * row + turn, script=script)
+
+
+def replied(policy: LMMPolicy, requests: Sequence[Request]) -> list[Turn]:
+    turns = []
+    for reply in policy.generate(requests):
+        assert isinstance(reply, Reply)
+        turns.append(Turn(reply.prompt_ids, reply.images, reply.completion, 0.0, "answer", True))
+    return turns
+
+
+def assert_same(one: Sequence[Turn], other: Sequence[Turn]) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.completion.token_ids == theirs.completion.token_ids
+        assert mine.completion.logprobs == pytest.approx(theirs.completion.logprobs, abs=1e-5)
+
+
+def forget(policy: LMMPolicy) -> None:
+    policy._sampler._reader._kept = ByteCache(1 << 30)
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and tokens of every reading that is no single token."""
+    seen: list[tuple[int, int]] = []
+    built = InputBuilder._built
+
+    def watched(self: InputBuilder, *arguments: Any) -> dict[str, Any]:
+        made = built(self, *arguments)
+        seen.append(tuple(made["input_ids"].shape))
+        return made
+
+    monkeypatch.setattr(InputBuilder, "_built", watched)
+    return seen
+
+
+def test_a_later_turn_reads_only_what_is_new(policy: LMMPolicy, widths: list[tuple[int, int]]) -> None:
+    played: list[tuple[Turn, ...]] = [()] * 3
+    for turn in range(3):
+        widths.clear()
+        requests = [asked(row, turn, played[row]) for row in range(3)]
+        fast = replied(policy, requests)
+        read = list(widths)
+        forget(policy)
+        assert_same(fast, replied(policy, requests))
+        # The last token that was said has not been read yet.
+        new = max(len(one.prompt_ids) + len(one.completion.forced_ids) for one in fast) + 1
+        if turn:
+            assert all(width <= new for _, width in read)
+        forget(policy)
+        played = [(*before, one) for before, one in zip(played, replied(policy, requests), strict=True)]
+
+
+def test_new_episodes_and_old_ones_share_a_batch(policy: LMMPolicy) -> None:
+    """Rows 0 and 1 have said something, row 2 begins; and in another order."""
+    begun = replied(policy, [asked(row, 0, ()) for row in range(2)])
+    requests = [asked(0, 1, (begun[0],)), asked(2, 0, ()), asked(1, 1, (begun[1],))]
+    fast = replied(policy, requests)
+    assert_same(fast, [replied(policy, [request])[0] for request in requests])
+    forget(policy)
+    assert_same(fast, replied(policy, requests))
+
+
+def test_what_other_weights_have_read_is_let_go() -> None:
+    policy = adapted_policy("qwen2_5_vl", limits=LIMITS)
+    (first,) = replied(policy, [asked(0, 0, ())])
+    request = asked(0, 1, (first,))
+    (before,) = replied(policy, [request])
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter.mul_(1.5)
+    (after,) = replied(policy, [request])
+    forget(policy)
+    assert_same([after], replied(policy, [request]))
+    assert after.completion.logprobs != pytest.approx(before.completion.logprobs, abs=1e-3)
+
+
+def test_the_reference_policy_reads_for_itself() -> None:
+    policy = adapted_policy("qwen2_5_vl", limits=LIMITS)
+    (first,) = replied(policy, [asked(0, 0, ())])
+    request = asked(0, 1, (first,))
+    with policy.reference():
+        (fast,) = replied(policy, [request])
+        forget(policy)
+        assert_same([fast], replied(policy, [request]))
+
+
+def test_without_room_everything_is_read_again(policy: LMMPolicy) -> None:
+    begun = replied(policy, [asked(row, 0, ()) for row in range(3)])
+    requests = [asked(row, 1, (begun[row],)) for row in range(3)]
+    fast = replied(policy, requests)
+    policy._sampler._reader._kept = ByteCache(1)
+    assert_same(fast, replied(policy, requests))
