@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools.search_tool import Hit, Query, SearchResult
 from training.algorithms import GRPO
 from training.config import RunConfig
-from training.config_file import from_mapping
+from training.config_file import config_from_mapping
 from training.engine import Engine, join, leave
 from training.learn import Learner
 from training.records import MetricsFile, TensorBoard
@@ -80,7 +79,7 @@ class Fixed(MMSearchEnv):
 
     async def astep(self, action: Any) -> StepReturn:
         """The turn, by fixed actions."""
-        if self.state.rounds + 1 < self.turns:
+        if self.state.round + 1 < self.turns:
             return await super().astep(ImageSearch())
         Fixed.episodes += 1
         return await super().astep(Answer("right" if Fixed.episodes % 2 else "wrong"))
@@ -104,7 +103,7 @@ def ours(setup: Setup, iterations: int, observation_tokens: int) -> dict[str, An
     questions = QuestionSet("pictures", [question(setup, policy, n) for n in range(iterations + _WARM_UP)])
     env = environment(setup, questions, Pictures(setup.tool_px, title(setup, policy, questions[0], observation_tokens)))
     task = FixedTask(policy, questions, env, RolloutLimits(), 1.0)
-    config = from_mapping(
+    config = config_from_mapping(
         {
             "iterations": iterations + _WARM_UP,
             "rollout": {"questions_per_iteration": 1, "group_size": setup.group_size},
@@ -143,7 +142,7 @@ def measured(setup: Setup, config: RunConfig, policy: LMMPolicy, task: FixedTask
             config=config,
             task=task,
             learner=Learner(policy, engine, GRPO(), 1.0, config.engine.micro_batch_tokens),
-            watchers=[MetricsFile(Path(folder) / "metrics.jsonl", after=0), TensorBoard(Path(folder), after=0), Clock()],
+            watchers=[MetricsFile(Path(folder) / "metrics", after=0), TensorBoard(Path(folder), after=0), Clock()],
             save=lambda counters: None,
             evaluate=dict,
             phase=phase,
@@ -241,9 +240,7 @@ def compared(name: str, given: argparse.Namespace) -> dict[str, Any]:
         note(f"{name}, round {number + 1}: TRL")
         peer = in_process("trainer_peer.py", name, given.iterations, given.threads, python=given.peer_python)
         if setup.turns > 1:
-            observed, left = divmod(
-                peer["tokens"][1] - setup.turns * setup.completion_tokens, setup.turns - 1
-            )
+            observed, left = divmod(peer["tokens"][1] - setup.turns * setup.completion_tokens, setup.turns - 1)
             assert not left, peer["tokens"]
         note(f"{name}, round {number + 1}: ours")
         mine = in_process("trainer.py", "--one", name, observed, given.iterations, given.threads)

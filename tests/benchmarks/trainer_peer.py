@@ -8,19 +8,13 @@ and a short text.
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-warnings.filterwarnings("ignore")
 
 import torch
 import transformers

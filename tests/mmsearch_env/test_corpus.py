@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from mmsearch_env.searching import ask
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.corpus import batches as batches_module
 from mmsearch_env.tools.corpus import corpus as corpus_module
+from mmsearch_env.tools.corpus import sources as sources_module
 from mmsearch_env.tools.corpus import vectors as vectors_module
 from mmsearch_env.tools.corpus.build import BuildReport, CorpusSettings, build_corpus
 from mmsearch_env.tools.corpus.catalogue import Catalogue
@@ -39,6 +41,7 @@ from mmsearch_env.tools.corpus.sift import SiftEncoder
 from mmsearch_env.tools.corpus.sources import find_sources
 from mmsearch_env.tools.corpus.vectors import Vectors, write_vectors
 from mmsearch_env.tools.corpus.writer import FilesWriter
+from mmsearch_env.tools.pages.parsing import PageParsers, PageText
 from mmsearch_env.tools.search_tool import ImageQuery, PageQuery, SearchResult, TextQuery
 
 
@@ -520,6 +523,28 @@ def test_a_damaged_table_costs_itself_and_is_read_again(tmp_path: Path) -> None:
     assert built(tmp_path / "c", folder).documents == 7  # what was read of it stays
     with pytest.raises(DataError, match="expected a sound parquet file"):
         built(tmp_path / "d", folder / "b.parquet")
+
+
+def test_a_page_that_ends_the_parser_or_takes_too_long_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for name, seconds in (("a", 0.0), ("b", 30.0), ("c", 0.0)):
+        (folder / f"{name}.html").write_text(f"<article><p>{name}: the owl sleeps {seconds} s by day.</p></article>")
+
+    class Slow(PageParsers):
+        def submit(self, markup: str) -> Future[PageText]:
+            return self._pool.submit(time.sleep, 30.0) if "30.0" in markup else super().submit(markup)
+
+    monkeypatch.setattr(sources_module, "_PARSE_S", 3.0)
+    monkeypatch.setattr(sources_module, "PageParsers", Slow)
+    sources_module._parsers.cache_clear()
+    report = built(tmp_path / "c", folder)
+    sources_module._parsers().end()
+    sources_module._parsers.cache_clear()
+    assert (report.documents, report.skipped) == (2, 1)
+    assert "expected a page that is parsed within 3 s, got b.html" in report.problems[0][2]
 
 
 def test_pages_without_text_or_of_another_encoding_are_told(tmp_path: Path) -> None:

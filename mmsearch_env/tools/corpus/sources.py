@@ -6,6 +6,7 @@ a picture alone is a page without text.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mmsearch_env.datasets.parquet import BATCH_ROWS, ParquetTable
 from mmsearch_env.datasets.rows import json_object
 from mmsearch_env.errors import DataError
 from mmsearch_env.tools.corpus.documents import COLUMNS, PICTURE, Document, cleaned, document_of, read_picture
+from mmsearch_env.tools.pages.parsing import PageParsers, ParsersGoneError
 
 TABLES = (".jsonl", ".parquet", ".pq")
 PAGES = (".txt", ".md", ".html", ".htm")
@@ -26,6 +28,8 @@ _UNREADABLE = "\ufffd"
 """Stands for bytes that are no UTF-8."""
 _MOST_UNREADABLE = 0.02
 """Share of such characters in a page that still is one, with a few bytes broken."""
+_PARSE_S = 20.0
+"""Seconds allowed for a page of HTML, the start of a process included."""
 _TEXT_ROWS = 1024
 """Rows of a parquet file decoded together where none holds a picture."""
 
@@ -218,12 +222,21 @@ def _title_and_text(path: Path) -> tuple[str, str]:
 
 
 def _of_html(path: Path, markup: str) -> tuple[str, str]:
-    from mmsearch_env.tools.pages.reader import text_of_page
-
     try:
-        found = text_of_page(markup)
+        found = _parsers().submit(markup).result(_PARSE_S)
     except ImportError as error:
         raise DataError(
             f"{path}: expected the extra 'web' to read HTML, got no {error.name}; install mmsearch-env[web]"
         ) from error
+    except (TimeoutError, ParsersGoneError) as error:
+        _parsers().end()
+        _parsers.cache_clear()
+        wanted = f"expected a page that is parsed within {_PARSE_S:g} s"
+        raise DataError(f"{wanted}, got {path.name}, which is not; drop it") from error
     return found.title, found.text
+
+
+@functools.cache
+def _parsers() -> PageParsers:
+    """One process, which the next page uses as well. Raises ImportError."""
+    return PageParsers(1)

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from mmsearch_env.errors import ServiceCode, ServiceError, ToolTimeout
+from mmsearch_env.errors import DataError, ServiceCode, ServiceError, ToolTimeout
 from mmsearch_env.net.budget import Budget
 from mmsearch_env.net.client import Call, HttpClient, Key, Reply, ServiceLimits
 from mmsearch_env.net.fetch import PAGE_TYPES, Fetcher
 from mmsearch_env.net.secret import Secret
+from mmsearch_env.tools.pages.parsing import MAX_PAGE_CHARACTERS, PageParsers, PageText, ParsersGoneError
 from mmsearch_env.tools.web.engine import endpoint, status_error
 
-MAX_PAGE_CHARACTERS = 30_000
-"""Characters of a page that are kept (arXiv 2506.20670, appendix on the text search tool)."""
 JINA_URL = "https://r.jina.ai"
-
-
-@dataclass(frozen=True, slots=True)
-class PageText:
-    """What a page says.
-
-    Attributes:
-        title: of the page; "" if it has none.
-        text: without navigation, scripts and what a person would not see; at most :data:`MAX_PAGE_CHARACTERS`.
-    """
-
-    title: str
-    text: str
+_PARSE_TRIES = 3
+"""How often a page is given to processes, which another page may end."""
 
 
 class PageReader(Protocol):
@@ -67,7 +54,7 @@ class LocalReader:
         self._fetcher = fetcher or Fetcher()
         self._parse_s = parse_s
         self._processes = processes
-        self._pool: Any = None
+        self._parsers: PageParsers | None = None
 
     async def read(self, url: str) -> PageText:
         """The page at ``url``."""
@@ -84,30 +71,30 @@ class LocalReader:
     async def aclose(self) -> None:
         """Close connections and processes; may be called twice."""
         await self._fetcher.aclose()
-        self._end_pool()
+        if self._parsers is not None:
+            self._end(self._parsers)
 
     async def _parsed(self, markup: str) -> PageText:
-        import loky
+        for _ in range(_PARSE_TRIES):
+            parsers = self._parsers = self._parsers or PageParsers(self._processes)
+            try:
+                return await asyncio.wait_for(asyncio.wrap_future(parsers.submit(markup)), self._parse_s)
+            except TimeoutError:
+                self._end(parsers)
+                wanted = f"expected a page that is parsed within {self._parse_s:g} s"
+                raise ToolTimeout(f"{wanted}, got a longer one") from None
+            except ParsersGoneError:  # perhaps with another page
+                self._end(parsers)
+            except DataError as error:
+                raise ServiceError(f"{error}; another page may do", code=ServiceCode.TARGET_FAILED) from error
+        message = "expected a page that can be parsed, got one that ends the parser; another page may do"
+        raise ServiceError(message, code=ServiceCode.TARGET_FAILED)
 
-        if self._pool is None:
-            # loky and not multiprocessing: the processes do not run the caller's script again.
-            self._pool = loky.ProcessPoolExecutor(self._processes)
-        work = asyncio.get_running_loop().run_in_executor(self._pool, text_of_page, markup)
-        try:
-            return await asyncio.wait_for(work, self._parse_s)
-        except TimeoutError:
-            self._end_pool()
-            raise ToolTimeout(f"expected a page that is parsed within {self._parse_s:g} s, got a longer one") from None
-        except BrokenExecutor:  # another page took the process with it
-            self._end_pool()
-            message = "expected a page that can be parsed, got one that ended the parser; another page may do"
-            raise ServiceError(message, code=ServiceCode.TARGET_FAILED) from None
-
-    def _end_pool(self) -> None:
-        """End the processes, also one that is stuck in a page; the next page gets new ones."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, kill_workers=True)
+    def _end(self, parsers: PageParsers) -> None:
+        """End these processes, also one that is stuck in a page; the next page gets new ones."""
+        parsers.end()
+        if parsers is self._parsers:
+            self._parsers = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,24 +137,6 @@ def jina_client(budget: Budget | None = None, limits: ServiceLimits | None = Non
     """A client that knows what Jina's replies mean."""
     limits = limits or ServiceLimits(timeout_s=15.0, concurrency=8)
     return HttpClient("jina", judge=_judge_jina, limits=limits, budget=budget)
-
-
-def text_of_page(markup: str) -> PageText:
-    """The title and the readable text of an HTML page. What a person would not see is left out."""
-    import lxml.html
-    import trafilatura
-
-    from mmsearch_env.tools.pages.visibility import drop_hidden
-
-    try:
-        parser = lxml.html.HTMLParser(encoding="utf-8", remove_comments=True, no_network=True)
-        tree = lxml.html.document_fromstring(markup.encode("utf-8", "replace"), parser=parser)
-    except lxml.etree.ParserError:  # nothing in it
-        return PageText("", "")
-    drop_hidden(tree)
-    text = trafilatura.extract(tree, include_comments=False, include_tables=True, favor_recall=True) or ""
-    heading = " ".join((tree.findtext(".//title") or "").split())
-    return PageText(heading[:300], text.strip()[:MAX_PAGE_CHARACTERS])
 
 
 def _decoded(body: bytes, charset: str) -> str:

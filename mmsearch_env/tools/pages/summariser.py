@@ -17,7 +17,7 @@ from mmsearch_env.errors import ServiceCode, ServiceError
 from mmsearch_env.net.budget import Budget
 from mmsearch_env.net.client import Call, HttpClient, Key, Reply, ServiceLimits
 from mmsearch_env.net.secret import Secret
-from mmsearch_env.tools.pages.reader import PageText
+from mmsearch_env.tools.pages.parsing import PageText
 from mmsearch_env.tools.web.engine import endpoint, lines, status_error, text
 
 MAX_SENTENCES = 5

@@ -1,69 +1,23 @@
-"""What of an HTML page a person would not see, as far as the page tells by itself.
+"""What of an HTML page a person would not see, as far as an element says so itself: by its tag, attributes and style.
 
-That is by attributes, by styles and by the style sheets written into it; a sheet that lies elsewhere is not fetched. Of
-several rules for an element the last one counts, whatever its weight.
+Style sheets are not read: to know what they hide takes a browser.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import cssselect
 import tinycss2
-from lxml.cssselect import CSSSelector
-from lxml.etree import XPathError
 from tinycss2.color4 import parse_color
 
 _UNSEEN_TAGS = ("script", "style", "noscript", "template")
-_FAR = {"px": -500.0, "pt": -400.0, **dict.fromkeys(("em", "rem"), -40.0), **dict.fromkeys(("vw", "vh"), -90.0)}
+_MOST_STYLE = 4_000
+"""Characters that are read of a style."""
+_FAR = {"px": -500.0, "pt": -400.0, "em": -40.0, "rem": -40.0, "vw": -90.0, "vh": -90.0}
 """Shifted as far to the left or to the top, text lies outside of the page."""
-_TINY_FONT, _TINY_BOX, _FAINT = 2.0, 1.0, 0.05
-_MOST_STYLE, _MOST_SHEET, _MOST_SELECTOR, _MOST_RULES = 4_000, 500_000, 500, 2_000
-"""Characters that are read of a style, of all sheets and of a selector, and rules that are applied."""
-
-_Traits = dict[str, Any]
-"""What an element's style says, by property: True where that hides it; colours as they are."""
-_Number = tuple[float, str]
-"""A number and its unit."""
-
-
-def _shifts(words: Sequence[str], numbers: Sequence[_Number]) -> bool:
-    return any(number <= _FAR.get(unit, -math.inf) for number, unit in numbers)
-
-
-def _is_tiny(words: Sequence[str], numbers: Sequence[_Number]) -> bool:
-    return any(number <= _TINY_BOX and unit in ("", "px") for number, unit in numbers)
-
-
-_JUDGES: Mapping[str, Callable[[Sequence[str], Sequence[_Number]], bool]] = {
-    "display": lambda words, numbers: "none" in words,
-    "visibility": lambda words, numbers: "hidden" in words or "collapse" in words,
-    "content-visibility": lambda words, numbers: "hidden" in words,
-    "opacity": lambda words, numbers: any(number <= _FAINT for number, _ in numbers),
-    "font-size": lambda words, numbers: any(
-        n == 0.0 or (n <= _TINY_FONT and unit in ("px", "pt")) for n, unit in numbers
-    ),
-    "scale": lambda words, numbers: any(number == 0.0 for number, _ in numbers),
-    "clip": lambda words, numbers: "rect" in words and all(number <= 1.0 for number, _ in numbers),
-    "clip-path": lambda words, numbers: (
-        ("inset" in words and any(number >= 50.0 for number, _ in numbers))
-        or ("circle" in words and any(number == 0.0 for number, _ in numbers[:1]))
-    ),
-    "transform": lambda words, numbers: (
-        _shifts(words, numbers)
-        or (words[:1] in (["scale"], ["scalex"], ["scaley"], ["scale3d"]) and numbers[0][0] == 0.0)
-    ),
-    **dict.fromkeys(("left", "top", "margin-left", "margin-top", "text-indent", "translate"), _shifts),
-    **dict.fromkeys(("width", "height", "max-width", "max-height"), _is_tiny),
-    **dict.fromkeys(("overflow", "overflow-x", "overflow-y"), lambda words, _: "hidden" in words or "clip" in words),
-}
-"""Whether the words and numbers of a property's value hide, or with a box and its overflow, help to."""
-_BOX = ("width", "height", "max-width", "max-height")
-_OVERFLOW = ("overflow", "overflow-x", "overflow-y")
-_COLOURS = {"color": "color", "background": "ground", "background-color": "ground"}
+_INHERITED = ("visibility", "font-size")
+"""What is inside may set these anew, and be seen."""
 
 
 def drop_hidden(tree: Any) -> None:
@@ -72,88 +26,129 @@ def drop_hidden(tree: Any) -> None:
     Args:
         tree: element of lxml; changed in place.
     """
-    styled: dict[Any, _Traits] = defaultdict(dict)
-    for selector, traits in _rules(tree):
-        for element in _selected(tree, selector):
-            styled[element].update(traits)
-    for element in list(tree.iter()):
-        traits = styled.get(element, {}) | _traits(str(element.get("style") or "")[:_MOST_STYLE])
-        is_hidden = element.tag in _UNSEEN_TAGS or element.get("hidden") is not None or _hides(traits)
-        if is_hidden and element.getparent() is not None:
+    for element in [element for element in tree.iter() if _is_hidden(element)]:
+        if element.getparent() is not None:
             element.drop_tree()
 
 
-def _rules(tree: Any) -> Iterator[tuple[str, _Traits]]:
-    """Selector and traits of the first rules that hide or show something."""
-    sheets = [sheet.text or "" for sheet in tree.iter("style") if _is_for_screens(str(sheet.get("media") or "all"))]
-    found = 0
-    for rule in _on_screen(tinycss2.parse_stylesheet("\n".join(sheets)[:_MOST_SHEET], skip_comments=True)):
-        selector = str(tinycss2.serialize(rule.prelude)).strip()
-        if (traits := _traits(rule.content)) and len(selector) <= _MOST_SELECTOR:
-            yield selector, traits
-            found += 1
-        if found == _MOST_RULES:
-            return
-
-
-def _on_screen(rules: Sequence[Any]) -> Iterator[Any]:
-    """The plain rules, also those inside of conditions that hold on every screen."""
-    for rule in rules:
-        if rule.type == "qualified-rule":
-            yield rule
-        elif rule.type == "at-rule" and rule.content is not None:
-            condition = str(tinycss2.serialize(rule.prelude)).strip().lower()
-            if rule.lower_at_keyword in ("layer", "supports") or (
-                rule.lower_at_keyword == "media" and _is_for_screens(condition)
-            ):
-                yield from _on_screen(tinycss2.parse_rule_list(rule.content, skip_comments=True))
-
-
-def _is_for_screens(media: str) -> bool:
-    return media.lower().strip() in ("all", "screen", "only screen")
-
-
-def _selected(tree: Any, selector: str) -> list[Any]:
-    try:
-        return list(CSSSelector(selector, translator="html")(tree))
-    except (cssselect.SelectorError, XPathError, ValueError):  # of a kind that no library here knows
-        return []
-
-
-def _traits(style: Any) -> _Traits:
-    """What a style says; as text, or as parsed tokens."""
-    if not style:
-        return {}
-    traits: _Traits = {}
-    for declared in tinycss2.parse_blocks_contents(style, skip_comments=True, skip_whitespace=True):
-        if declared.type == "declaration":
-            traits |= _trait(declared.lower_name, [token for token in declared.value if token.type != "whitespace"])
-    return traits
-
-
-def _trait(name: str, value: Sequence[Any]) -> _Traits:
-    if name in _COLOURS:
-        return {_COLOURS[name]: next((colour for token in value if (colour := parse_color(token)) is not None), None)}
-    if name not in _JUDGES:
-        return {}
-    words = [word for token in value if (word := getattr(token, "lower_value", "") or getattr(token, "lower_name", ""))]
-    return {name: _JUDGES[name](words, list(_numbers(value)))}
-
-
-def _numbers(tokens: Sequence[Any]) -> Iterator[_Number]:
-    """Numbers and their units, also those inside of functions."""
-    for token in tokens:
-        if token.type in ("number", "dimension", "percentage"):
-            yield float(token.value), "%" if token.type == "percentage" else getattr(token, "lower_unit", "")
-        elif token.type == "function":
-            yield from _numbers(token.arguments)
-
-
-def _hides(traits: _Traits) -> bool:
-    hides = {name for name, value in traits.items() if value is True}
-    if hides.difference((*_BOX, *_OVERFLOW)) or (hides.intersection(_BOX) and hides.intersection(_OVERFLOW)):
+def _is_hidden(element: Any) -> bool:
+    if element.tag in _UNSEEN_TAGS or element.get("hidden") is not None:
         return True
-    colour = traits.get("color")
-    if colour is None or isinstance(colour, str):  # a word for another element's colour
+    style = element.get("style")
+    return bool(style) and _hides(_declared(style), element)
+
+
+def _declared(style: str) -> Mapping[str, list[Any]]:
+    """The properties of a style with the tokens of their values."""
+    found = tinycss2.parse_blocks_contents(style[:_MOST_STYLE], skip_comments=True, skip_whitespace=True)
+    return {
+        one.lower_name: [token for token in one.value if token.type not in ("whitespace", "comment")]
+        for one in found
+        if one.type == "declaration"
+    }
+
+
+def _hides(declared: Mapping[str, list[Any]], element: Any) -> bool:
+    for name, value in declared.items():
+        # Only values of one token are judged: what is computed from several may be anything.
+        if len(value) == 1 and name in _JUDGES and _JUDGES[name](value[0]):
+            inside = (str(child.get("style") or "") for child in element.iterdescendants())
+            if name not in _INHERITED or not any(name in style for style in inside):
+                return True
+    return _is_closed_box(declared) or _is_out_of_place(declared) or _has_no_colour(declared)
+
+
+def _is_word(*words: str) -> Callable[[Any], bool]:
+    return lambda token: token.type == "ident" and token.lower_value in words
+
+
+def _number(token: Any) -> float | None:
+    return float(token.value) if token.type in ("number", "dimension", "percentage") else None
+
+
+def _is_faint(token: Any) -> bool:
+    return token.type == "number" and float(token.value) <= 0.05
+
+
+def _is_nothing(token: Any) -> bool:
+    return _number(token) == 0.0
+
+
+def _is_far(token: Any) -> bool:
+    return token.type == "dimension" and float(token.value) <= _FAR.get(token.lower_unit, float("-inf"))
+
+
+def _arguments(token: Any, *names: str) -> list[float] | None:
+    """The numbers a function is given, in order; None for another function, or where something else is among them."""
+    if token.type != "function" or token.lower_name not in names:
+        return None
+    given = [one for one in token.arguments if one.type != "whitespace" and one != ","]
+    numbers = [number for one in given if (number := _number(one)) is not None]
+    return numbers if len(numbers) == len(given) > 0 else None
+
+
+def _is_scaled_away(token: Any) -> bool:
+    if (shifts := [one for one in getattr(token, "arguments", ()) if one.type == "dimension"]) and token.lower_name in (
+        "translate",
+        "translatex",
+        "translatey",
+    ):
+        return any(_is_far(one) for one in shifts)
+    return 0.0 in (_arguments(token, "scale", "scalex", "scaley", "scale3d") or ())
+
+
+def _is_clipped(token: Any) -> bool:
+    if (numbers := _arguments(token, "rect")) is not None:
+        return all(number <= 1.0 for number in numbers)
+    return any(number >= 50.0 for number in _arguments(token, "inset") or ())
+
+
+_JUDGES: Mapping[str, Callable[[Any], bool]] = {
+    "display": _is_word("none"),
+    "visibility": _is_word("hidden", "collapse"),
+    "content-visibility": _is_word("hidden"),
+    "opacity": _is_faint,
+    "font-size": _is_nothing,
+    "scale": _is_nothing,
+    "text-indent": _is_far,
+    "transform": _is_scaled_away,
+    "clip": _is_clipped,
+    "clip-path": _is_clipped,
+}
+"""Whether the only token of a property's value hides the element."""
+
+
+def _one(declared: Mapping[str, list[Any]], name: str) -> Any:
+    """The only token of a value; None where there are more or there is none."""
+    value = declared.get(name, [])
+    return value[0] if len(value) == 1 else None
+
+
+def _is_closed_box(declared: Mapping[str, list[Any]]) -> bool:
+    """No room, and what does not fit is cut off."""
+    sides = (_one(declared, name) for name in ("width", "height", "max-width", "max-height"))
+    is_small = any(side is not None and (number := _number(side)) is not None and number <= 1.0 for side in sides)
+    cut = _one(declared, "overflow")
+    return is_small and cut is not None and _is_word("hidden", "clip")(cut)
+
+
+def _is_out_of_place(declared: Mapping[str, list[Any]]) -> bool:
+    position = _one(declared, "position")
+    if position is None or not _is_word("absolute", "fixed", "relative")(position):
         return False
-    return bool(colour.alpha <= _FAINT) or colour == traits.get("ground")
+    return any((shift := _one(declared, name)) is not None and _is_far(shift) for name in ("left", "top"))
+
+
+def _has_no_colour(declared: Mapping[str, list[Any]]) -> bool:
+    """Transparent, or of the colour of its own ground; a ground may be cut to the shape of its text."""
+    if "background-clip" in declared or "-webkit-background-clip" in declared:
+        return False
+    text, ground = (
+        None if token is None else parse_color(token)
+        for token in (_one(declared, "color"), _one(declared, "background-color") or _one(declared, "background"))
+    )
+    if text is None or isinstance(text, str):  # a word for another element's colour
+        return False
+    if text.alpha <= 0.05:
+        return True
+    return ground is not None and not isinstance(ground, str) and ground.alpha >= 0.95 and ground == text

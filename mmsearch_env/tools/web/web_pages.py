@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict
 
 from mmsearch_env.errors import ToolUnavailable
-from mmsearch_env.tools.pages.reader import PageReader, PageText
+from mmsearch_env.tools.pages.parsing import PageText
+from mmsearch_env.tools.pages.reader import PageReader
 from mmsearch_env.tools.pages.summariser import Summariser
 from mmsearch_env.tools.search_tool import Hit, PageQuery, Query, SearchResult
 from mmsearch_env.tools.web.answers import Answers

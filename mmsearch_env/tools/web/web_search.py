@@ -15,7 +15,8 @@ from mmsearch_env.images import Image
 from mmsearch_env.net.client import HttpClient
 from mmsearch_env.net.fetch import IMAGE_TYPES, Fetcher
 from mmsearch_env.net.per_loop import PerLoop
-from mmsearch_env.tools.pages.reader import PageReader, PageText
+from mmsearch_env.tools.pages.parsing import PageText
+from mmsearch_env.tools.pages.reader import PageReader
 from mmsearch_env.tools.pages.summariser import Summariser
 from mmsearch_env.tools.search_tool import Hit, ImageQuery, Query, SearchResult, TextQuery
 from mmsearch_env.tools.web.answers import Answers
