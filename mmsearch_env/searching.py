@@ -58,8 +58,10 @@ async def ask(tool: SearchTool, query: Query, *, top_k: int, timeout_s: float) -
         return _failed(tool, ToolError(f"{tool.name}: expected a result, got a cancelled search", code="cancelled"))
     except BudgetError:
         raise  # it is meant to end the run
-    # SystemExit and GeneratorExit too: raised in a coroutine, they would stop the loop for every other episode.
-    except (Exception, SystemExit, GeneratorExit) as raised:  # noqa: BLE001
+    except KeyboardInterrupt:
+        raise
+    # SystemExit and its like too: raised in a coroutine, they would stop the loop for every other episode.
+    except BaseException as raised:  # noqa: BLE001
         return _failed(tool, raised, timeout_s=timeout_s)
 
 
@@ -117,6 +119,15 @@ def _failed(tool: SearchTool, raised: BaseException, *, timeout_s: float = 0.0) 
     if isinstance(raised, ToolError):
         _log.info("search failed: %s", plain(str(raised)))
         return raised
-    error = ToolError(f"{tool.name}: expected a result, got {type(raised).__name__}: {raised}", code="tool_error")
+    reason = f"{type(raised).__name__}: {_said(raised)}"
+    error = ToolError(f"{tool.name}: expected a result, got {reason}", code="tool_error")
     _log.warning("%s", plain(str(error)))
     return error
+
+
+def _said(raised: BaseException) -> str:
+    """An exception's own words, if it has any: a tool's may raise when it is asked."""
+    try:
+        return str(raised)
+    except Exception:  # noqa: BLE001
+        return "without words"

@@ -82,7 +82,7 @@ async def _serve(arguments: argparse.Namespace, settings: ServerSettings, consol
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(SearchServer(tools, settings).app(), access_log=None, shutdown_timeout=settings.timeout_s)
+    runner = SearchServer(tools, settings).runner()
     await runner.setup()
     try:
         try:

@@ -39,8 +39,8 @@ _NEXT_ROWS = """
     SELECT rowid, key, raw, store_time, tag, mode, filename, value FROM Cache
     WHERE rowid > ? AND (expire_time IS NULL OR expire_time > ?) ORDER BY rowid LIMIT 64
 """
-_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
-"""Tables, indices and whatever else; those that SQLite makes for itself have no SQL."""
+_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+"""Tables, indices and whatever else; names that begin so are SQLite's alone."""
 _REMOVE_FOREIGN = """
     DELETE FROM Cache
     WHERE raw != 1 OR mode != ? OR filename IS NOT NULL OR typeof(key) != 'text' OR typeof(value) != 'blob'
@@ -103,9 +103,9 @@ def _opened(folder: Path, size_limit: int) -> diskcache.Cache:
 
 
 @functools.cache
-def _schema() -> frozenset[tuple[str, str, str]]:
-    """Kind, name and SQL of all that a database of ours holds."""
-    with tempfile.TemporaryDirectory() as folder:
+def _schema(near: Path) -> frozenset[tuple[str, str, str]]:
+    """Kind, name and SQL of all that a database of ours holds, by one made in ``near``."""
+    with tempfile.TemporaryDirectory(dir=near, prefix=".schema-") as folder:
         database = _opened(Path(folder), 1)
         database.close()
         with _reading(Path(folder) / diskcache.core.DBNAME) as connection:
@@ -194,7 +194,7 @@ def _check_planted(database: Path) -> None:
         return
     with _reading(database) as connection:
         objects = set(connection.execute(_OBJECTS))
-        if strange := sorted(name for _, name, _ in objects - _schema()):
+        if strange := sorted(name for _, name, _ in objects - _schema(database.parent)):
             raise ValueError(f"expected the tables of diskcache, got {strange[0][:40]!r} of another kind")
         if not any(name == "Settings" for _, name, _ in objects):
             return  # whoever made it was stopped before there were any

@@ -94,6 +94,13 @@ class SearchServer:
         app.on_cleanup.append(self._close_tools)
         return app
 
+    def runner(self) -> web.AppRunner:
+        """The application, ready to be given addresses; what is under way at its end has the time of a search left."""
+        # Decompressing is not left to aiohttp, which does it before anybody has looked at the token or the size.
+        return web.AppRunner(
+            self.app(), access_log=None, shutdown_timeout=self.settings.timeout_s, auto_decompress=False
+        )
+
     def _one(self, kind: ActionKind, read: Callable[[Mapping[str, Any]], Query]) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             body = await self._body(request)
@@ -141,9 +148,14 @@ class SearchServer:
 
     async def _body(self, request: web.Request) -> Mapping[str, Any]:
         """What was posted, checked. Raises BadRequest, or aiohttp's error for a body too large."""
-        if request.content_type != "application/json":
-            raise web.HTTPUnsupportedMediaType(text="expected application/json")
-        return self._checker.checked(request.path, await request.read())
+        if request.content_type != "application/json" or "Content-Encoding" in request.headers:
+            raise web.HTTPUnsupportedMediaType(text="expected application/json, not compressed")
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                sent = await request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text=f"expected a body within {self.settings.timeout_s:g} s") from None
+        return self._checker.checked(request.path, sent)
 
     def _places(self, count: int) -> _Places:
         return _Places(self, count)
@@ -214,7 +226,11 @@ class SearchServer:
 
     async def _close_tools(self, app: web.Application) -> None:
         for tool in self._tools.values():
-            await tool.aclose()
+            try:
+                async with asyncio.timeout(_CLOSING_S):
+                    await tool.aclose()
+            except Exception:  # noqa: BLE001  the others are to be closed all the same
+                _log.exception("%s could not be closed", plain(tool.name))
 
 
 class _Busy(Exception):
@@ -275,4 +291,6 @@ def _error(status: int, body: dict[str, Any]) -> web.Response:
 
 
 _STATUS = {"timeout": 504, "rate_limited": 429, "bad_request": 400, "unavailable": 502}
-_CODES = {401: "auth", 404: "not_found", 405: "not_allowed", 413: "too_large", 429: "rate_limited"}
+_CODES = {401: "auth", 404: "not_found", 405: "not_allowed", 408: "timeout", 413: "too_large", 429: "rate_limited"}
+_CLOSING_S = 10.0
+"""Seconds a tool is given to close."""

@@ -259,6 +259,17 @@ def test_what_a_database_would_run_is_not_let_in(folder: Path, statement: str) -
     assert cache.get("key") == b"body"
 
 
+@pytest.mark.parametrize("statement", ["ANALYZE", "VACUUM", "REINDEX", "PRAGMA journal_mode = DELETE"])
+def test_what_looks_after_a_database_does_it_no_harm(folder: Path, statement: str) -> None:
+    cache = cold(folder)
+    put(cache, "key", b"body")
+    cache.close()
+    connection = sqlite3.connect(folder / "v1" / "cache.db", isolation_level=None)
+    connection.execute(statement)
+    connection.close()
+    assert cold(folder).get("key") == b"body"
+
+
 def test_a_view_in_place_of_the_table_keeps_no_read_busy(folder: Path) -> None:
     cold(folder).close()
     tamper(folder, "DROP TABLE Cache")

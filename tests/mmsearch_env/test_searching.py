@@ -70,7 +70,29 @@ def test_a_reply_of_another_form_is_a_failed_search(reply: Any) -> None:
     assert [getattr(one, "code", "") for one in both] == ["bad_reply"] * 2
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), MemoryError(), RecursionError()])
+class Mute(Exception):
+    """Cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class Odd(BaseException):
+    """Not even an Exception."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(1),
+        GeneratorExit(),
+        MemoryError(),
+        RecursionError(),
+        Mute(),
+        Odd("x"),
+        BaseExceptionGroup("both", [SystemExit()]),
+    ],
+)
 def test_no_error_of_a_tool_stops_the_loop_of_the_process(error: BaseException) -> None:
     found = aio.run(ask(Tool(raising(error)), QUERIES[0], top_k=3, timeout_s=1.0))
     assert isinstance(found, ToolError) and found.code == "tool_error"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import os
@@ -52,7 +53,7 @@ async def serving(
     tools = {ActionKind.TEXT_SEARCH: text or FakeSearch([FOUND]), ActionKind.IMAGE_SEARCH: image or FakeSearch([FOUND])}
     tools[ActionKind.VISIT_PAGE] = build_tool(ActionKind.VISIT_PAGE, "local", load_world("atlas"))
     server = SearchServer(tools, ServerSettings(**limits))
-    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
+    runner = server.runner()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
@@ -403,6 +404,49 @@ def test_the_command_serves_and_ends_what_is_under_way() -> None:
     _, told = process.communicate(timeout=20)
     assert (process.returncode, told) == (0, "")
     assert answers[0]["hits"][0]["title"] == "a"
+
+
+def test_compressed_bodies_are_refused_unread() -> None:
+    bomb = gzip.compress(bytes(300_000_000))
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+
+    async def act(session: aiohttp.ClientSession, url: str) -> tuple[int, str, float]:
+        begin = time.process_time()
+        async with session.post(f"{url}/v1/text_search", data=bomb, headers=headers) as reply:
+            told = await reply.json()
+        return reply.status, told["error"]["message"], time.process_time() - begin
+
+    status, message, seconds = with_server(act)
+    assert (status, message) == (415, "expected application/json, not compressed")
+    assert seconds < 0.5
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def act(session: aiohttp.ClientSession, url: str) -> bytes:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/text_search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: 100\r\n\r\n{")
+        reply = await asyncio.wait_for(reader.readuntil(b"}"), 10.0)
+        writer.close()
+        return reply
+
+    assert b"408 Request Timeout" in with_server(act, timeout_s=0.3)
+
+
+def test_every_tool_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    class Stubborn(FakeSearch):
+        async def aclose(self) -> None:
+            closed.append(self.name)
+            raise RuntimeError("no")
+
+    async def act(session: aiohttp.ClientSession, url: str) -> None:
+        pass
+
+    with_server(act, text=Stubborn(), image=Stubborn())
+    assert len(closed) == 2 and "could not be closed" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])

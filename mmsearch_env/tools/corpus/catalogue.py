@@ -20,7 +20,7 @@ import numpy as np
 from mmsearch_env.errors import DataError
 
 FILE = "catalogue.sqlite"
-VERSION = 2
+VERSION = 3
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sources (
@@ -31,13 +31,13 @@ CREATE TABLE IF NOT EXISTS documents (
     pass INTEGER NOT NULL, pictured INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS documents_by_source ON documents (source, pass);
 CREATE TABLE IF NOT EXISTS pictures (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER UNIQUE NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER UNIQUE, title TEXT NOT NULL, url TEXT NOT NULL,
     thumbnail BLOB NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS problems (source TEXT NOT NULL, row INTEGER NOT NULL, reason TEXT NOT NULL);
 """
-_PUT_PICTURE = "INSERT OR REPLACE INTO pictures (document, title, url, thumbnail, vector) VALUES (?, ?, ?, ?, ?)"
-_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
-"""Tables, indices and whatever else; those that SQLite makes for itself have no SQL."""
+_PUT_PICTURE = "INSERT INTO pictures (document, title, url, thumbnail, vector) VALUES (?, ?, ?, ?, ?)"
+_OBJECTS = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+"""Tables, indices and whatever else; names that begin so are SQLite's alone."""
 _BLOCK = 4096
 
 
@@ -243,12 +243,17 @@ class Catalogue:
         """Remove documents."""
         self._database.executemany("DELETE FROM documents WHERE id = ?", [(one,) for one in ids])
 
-    def remove_pictures(self, ids: Sequence[int]) -> None:
-        """Remove the pictures of documents."""
-        self._database.executemany("DELETE FROM pictures WHERE document = ?", [(one,) for one in ids])
+    def detach_pictures(self, ids: Sequence[int]) -> None:
+        """Documents have no picture any more; who still has the vectors that were published last can show it."""
+        self._database.executemany("UPDATE pictures SET document = NULL WHERE document = ?", [(one,) for one in ids])
 
-    def put_pictures(self, rows: Iterable[PictureRow]) -> None:
+    def remove_detached_pictures(self) -> None:
+        """Nobody has their vectors any more."""
+        self._database.execute("DELETE FROM pictures WHERE document IS NULL")
+
+    def put_pictures(self, rows: Sequence[PictureRow]) -> None:
         """Write pictures, in place of those their documents had; each gets an id that none ever had."""
+        self.detach_pictures([row.document for row in rows])
         values = [(row.document, row.title, row.url, row.thumbnail, row.vector) for row in rows]
         self._database.executemany(_PUT_PICTURE, values)
 
@@ -266,7 +271,7 @@ class Catalogue:
 
     def vectors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and vectors of all pictures, ascending by id, in blocks."""
-        cursor = self._database.execute("SELECT id, vector FROM pictures ORDER BY id")
+        cursor = self._database.execute("SELECT id, vector FROM pictures WHERE document IS NOT NULL ORDER BY id")
         while rows := cursor.fetchmany(_BLOCK):
             block = np.frombuffer(b"".join(vector for _, vector in rows), dtype=np.float32)
             yield np.array([number for number, _ in rows], dtype=np.int64), block.reshape(len(rows), -1)

@@ -129,7 +129,11 @@ class Corpus:
         now = time.monotonic()
         if now - self._looked < _LOOK_AGAIN_S:
             return False
-        self._looked = now
+        return self.refresh_now()
+
+    def refresh_now(self) -> bool:
+        """The same at once: files that were to be opened only now may be gone."""
+        self._looked = time.monotonic()
         changed_ns = _changed_ns(self.folder)
         if changed_ns == self._changed_ns:
             return False
@@ -215,14 +219,23 @@ class CorpusImageSearch:
         with _as_tool_error(self.name):
             if self._corpus.refresh():
                 self._open_encoder()
-            if self._vector_of is None or top_k < 1:
-                return SearchResult(())
-            vector = await asyncio.to_thread(self._vector_of, query.image, query.bbox)
-            return SearchResult(tuple(await self._ranked(vector, query.question_text, top_k)))
+            try:
+                return await self._found(query, top_k)
+            except DataError:
+                if not self._corpus.refresh_now():
+                    raise
+                self._open_encoder()
+                return await self._found(query, top_k)
 
     async def aclose(self) -> None:
         """Free the engine's connections; may be called twice."""
         await self._corpus.engine.aclose()
+
+    async def _found(self, query: ImageQuery, top_k: int) -> SearchResult:
+        if self._vector_of is None or top_k < 1:
+            return SearchResult(())
+        vector = await asyncio.to_thread(self._vector_of, query.image, query.bbox)
+        return SearchResult(tuple(await self._ranked(vector, query.question_text, top_k)))
 
     async def _ranked(self, vector: np.ndarray, words: str, top_k: int) -> list[Hit]:
         engine = self._corpus.engine

@@ -7,7 +7,7 @@ cannot be among the best (block-max WAND: Ding & Suel, *Faster Top-k Document Re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,18 +124,20 @@ class TextWriter:
         self._engine, self._index, self._schema = engine, index, index.schema
 
     def add(self, number: int, document: Document) -> None:
-        """Add a document that is not there."""
+        """Add a document that is not there. Raises DataError when the index cannot be written any more."""
         entry = self._engine.Document()
         entry.add_integer("row", number)
         entry.add_text("url", document.url)
         entry.add_text("title", document.title)
         entry.add_text("text", document.text)
-        self._writer.add_document(entry)
+        with _written():
+            self._writer.add_document(entry)
 
     def remove(self, numbers: Iterable[int]) -> None:
-        """Remove documents, as far as they are there."""
-        for number in numbers:
-            self._writer.delete_documents_by_term("row", number)
+        """Remove documents, as far as they are there. Raises DataError as well."""
+        with _written():
+            for number in numbers:
+                self._writer.delete_documents_by_term("row", number)
 
     def take_back(self, last: int) -> int:
         """Remove every document with a greater number than ``last``. Returns how many are left."""
@@ -150,15 +152,21 @@ class TextWriter:
 
     def commit(self) -> None:
         """Make durable what was added and removed. Raises DataError when the disk is full."""
-        try:
+        with _written():
             self._writer.commit()
-        except (ValueError, OSError) as error:
-            raise DataError(f"text index: expected room to write, got {error}; make room and run it again") from error
 
     def close(self) -> None:
         """End the writing; what was not committed is dropped."""
         with contextlib.suppress(ValueError, RuntimeError):
             self._writer.wait_merging_threads()
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise DataError(f"text index: expected room to write, got {error}; make room and run it again") from error
 
 
 def _schema() -> Any:

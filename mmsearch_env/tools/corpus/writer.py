@@ -72,6 +72,10 @@ class FilesWriter:
 
     def take_back(self, last: int) -> int:
         """Pictures need no taking back: they are committed with the catalogue."""
+        if self._catalogue.setting("vectors_are_new"):
+            # What an earlier build detached, it has also taken out of the vectors that readers have.
+            with self._catalogue.transaction():
+                self._catalogue.remove_detached_pictures()
         return self._text.take_back(last)
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -79,7 +83,7 @@ class FilesWriter:
         if not ids:
             return
         self._text.remove(ids)
-        self._catalogue.remove_pictures(ids)
+        self._catalogue.detach_pictures(ids)
         self._catalogue.set("vectors_are_new", False)
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -90,8 +94,10 @@ class FilesWriter:
         if pictured:
             self._catalogue.set("vectors_are_new", False)
         self._catalogue.put_pictures(
-            PictureRow(entry.id, entry.document.title, entry.document.url, entry.thumbnail, entry.vector)
-            for entry in pictured
+            [
+                PictureRow(entry.id, entry.document.title, entry.document.url, entry.thumbnail, entry.vector)
+                for entry in pictured
+            ]
         )
 
     def commit(self) -> None:
