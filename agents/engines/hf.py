@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.engines.merging import MergedAdapter
 from agents.engines.reading import Prefix, Reader
 from agents.inputs import InputBuilder, Row
 from agents.renderer import ChatRenderer
@@ -82,6 +83,7 @@ class HFSampler:
         self._scorer = scorer
         self._renderer = renderer
         self._reader = Reader(scorer, builder)
+        self._adapter = MergedAdapter(scorer.model)
         self._ending: dict[tuple[str, ...], frozenset[int]] = {}
 
     @torch.no_grad()
@@ -91,8 +93,11 @@ class HFSampler:
             return []
         was_training = self._scorer.training
         self._scorer.eval()
+        if self._reader.forget_if_changed():
+            self._adapter.forget()
         try:
-            said = self._decode(asked, limits)
+            with self._adapter.applied():
+                said = self._decode(asked, limits)
         finally:
             self._scorer.train(was_training)
         return [

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from agents.engines.kv_cache import remembers_all, roomy_cache
 from agents.inputs import InputBuilder, Parted, Row, distinct
 from agents.scorer import TokenScorer, base_model
 from agents.vision import ByteCache
@@ -79,7 +79,6 @@ class Reader:
             rows: what is read.
             ended: where earlier turns of each row ended.
         """
-        self._forget_if_changed()
         found = [self._known(row, prefixes) for row, prefixes in zip(rows, ended, strict=True)]
         fresh = [number for number, known in enumerate(found) if known is None]
         known = [(number, known) for number, known in enumerate(found) if known is not None]
@@ -105,8 +104,7 @@ class Reader:
 
     def keep(self, reading: Reading, number: int, row: Row) -> None:
         """Remember what was read of a row: ``row`` with all but its last token is row ``number`` of the reading."""
-        forgets = any(type(layer) is not DynamicLayer for layer in reading.cache.layers)  # a sliding window
-        if forgets or not self._builder.can_share:
+        if not remembers_all(reading.cache) or not self._builder.can_share:
             return
         places = reading.mask[number].nonzero()[:, 0]
         layers = tuple(
@@ -130,7 +128,7 @@ class Reader:
         """Rows that are new; those that are alike only once."""
         different, which = distinct(rows)
         inputs = self._builder.build(different, padding="left")
-        reading = self._run(inputs, DynamicCache(config=self._network.config.get_text_config()))
+        reading = self._run(inputs, roomy_cache(self._network.config.get_text_config()))
         return reading.chosen(which) if len(different) < len(rows) else reading
 
     def _continued(self, rows: Sequence[Parted], kept: Sequence[_Kept]) -> Reading:
@@ -138,7 +136,7 @@ class Reader:
         inputs = self._builder.build_rests(rows, padding="left")
         sizes = [one.layers[0][0].shape[1] for one in kept]
         length = max(sizes)
-        cache = DynamicCache(config=self._network.config.get_text_config())
+        cache = roomy_cache(self._network.config.get_text_config())
         for number, layer in enumerate(cache.layers):
             pairs = [one.layers[number] for one in kept]
             keys, values = (_stacked([pair[side] for pair in pairs], length) for side in (0, 1))
@@ -157,13 +155,15 @@ class Reader:
     def _network(self) -> Any:
         return base_model(self._scorer.model)
 
-    def _forget_if_changed(self) -> None:
-        """Let go of what other weights have read."""
+    def forget_if_changed(self) -> bool:
+        """Let go of what other weights have read; whether they are other ones."""
         trained = [parameter.detach() for parameter in self._scorer.model.parameters() if parameter.requires_grad]
         norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-        if not torch.equal(norms.cpu(), self._weights):
-            self._weights = norms.cpu()
-            self._kept = ByteCache(self._cache_bytes)
+        if torch.equal(norms.cpu(), self._weights):
+            return False
+        self._weights = norms.cpu()
+        self._kept = ByteCache(self._cache_bytes)
+        return True
 
 
 def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
@@ -175,12 +175,11 @@ def _joined(one: Reading, other: Reading) -> Reading:
     """The rows of both, the first's first."""
     length = max(one.mask.shape[1], other.mask.shape[1])
     for mine, theirs in zip(one.cache.layers, other.cache.layers, strict=True):
-        for name in ("keys", "values"):
-            both = [
-                pad(tensor, (0, 0, length - tensor.shape[2], 0))
-                for tensor in (getattr(mine, name), getattr(theirs, name))
-            ]
-            setattr(mine, name, torch.cat(both))
+        keys, values = (
+            torch.cat([pad(tensor, (0, 0, length - tensor.shape[2], 0)) for tensor in both])
+            for both in ((mine.keys, theirs.keys), (mine.values, theirs.values))
+        )
+        mine.replace(keys, values)
     masks = [pad(reading.mask, (length - reading.mask.shape[1], 0)) for reading in (one, other)]
     return Reading(
         one.cache,

@@ -10,6 +10,8 @@ import torch
 from families import adapted_policy, noise
 
 from agents.engines.hf import SamplingLimits
+from agents.engines.kv_cache import RoomyLayer
+from agents.engines.merging import MergedAdapter
 from agents.inputs import InputBuilder
 from agents.lmm import LMMPolicy
 from agents.policy import Reply, Request
@@ -123,3 +125,51 @@ def test_without_room_everything_is_read_again(policy: LMMPolicy) -> None:
     fast = replied(policy, requests)
     policy._sampler._reader._kept = ByteCache(1)
     assert_same(fast, replied(policy, requests))
+
+
+def test_weights_are_what_they_were_after_sampling(policy: LMMPolicy) -> None:
+    """While tokens are sampled the adapter is part of them."""
+    before = {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
+    (fast,) = replied(policy, [asked(0, 0, ())])
+    assert policy._sampler._adapter._sums
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    forget(policy)
+    layers, policy._sampler._adapter._layers = policy._sampler._adapter._layers, []
+    (plain,) = replied(policy, [asked(0, 0, ())])
+    policy._sampler._adapter._layers = layers
+    assert_same([fast], [plain])
+
+
+def test_an_error_while_sampling_leaves_the_weights_alone(policy: LMMPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    (before,) = replied(policy, [asked(0, 0, ())])
+    with monkeypatch.context() as patch:
+        patch.setattr(policy._sampler, "_draw", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            policy.generate([asked(0, 0, ())])
+    forget(policy)
+    assert_same([before], replied(policy, [asked(0, 0, ())]))
+
+
+def test_shorter_number_formats_are_not_merged() -> None:
+    policy = adapted_policy("qwen2_5_vl", limits=LIMITS)
+    for name, parameter in policy.model.named_parameters():
+        if "lora" not in name:
+            parameter.data = parameter.data.bfloat16()
+    assert MergedAdapter(policy.model)._layers == []
+
+
+def test_tokens_are_written_into_their_places() -> None:
+    """Nothing that is there is copied while there is room; rows are chosen with what they have."""
+    layer, generator = RoomyLayer(), torch.Generator().manual_seed(0)
+    new = [torch.randn(2, 3, size, 4, generator=generator) for size in (5, 1, 1)]
+    layer.update(new[0], new[0] + 1)
+    place = layer.keys.data_ptr()
+    for one in new[1:]:
+        keys, values = layer.update(one, one + 1)
+    assert layer.keys.data_ptr() == place and layer.get_seq_length() == 7
+    assert torch.equal(keys, torch.cat(new, dim=2)) and torch.equal(values, keys + 1)
+    layer.batch_select_indices(torch.tensor([1, 0, 1]))
+    assert torch.equal(layer.keys, keys[[1, 0, 1]]) and torch.equal(layer.values, layer.keys + 1)
+    more = torch.randn(3, 3, 500, 4, generator=generator)
+    assert torch.equal(layer.update(more, more)[0][:, :, 7:], more) and layer.get_seq_length() == 507

@@ -185,7 +185,8 @@ def environment(setup: Setup, questions: QuestionSet, tool: Any) -> dict[str, An
         "prompts": "brief",
         "tools": {"image_search": tool},
         "max_images": setup.pictures,
-        "max_rounds": setup.turns,
+        # One more than are played, so that what is said with the results does not change towards the end.
+        "max_rounds": setup.turns + (1 if setup.turns > 1 else 0),
         "max_image_searches": setup.turns,
     }
 

@@ -96,7 +96,7 @@ class Search:
         """
         self.searched += 1
         Search.calls += 1
-        text = "results for the query, page one"
+        text = "results for the query, page one of the three pages that were found for it, with pictures"
         return [
             {"type": "image", "image": picture(10**6 + Search.calls, self.side)}, {"type": "text", "text": text}
         ]  # fmt: skip
