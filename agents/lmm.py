@@ -29,7 +29,7 @@ from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, 
 from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
-from agents.trajectory import Completion, FinishReason, Trajectory
+from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from agents.workflows import parted
 from mmsearch_env.errors import ConfigError, ImageError, PolicyError, PolicyWarning
 
@@ -66,28 +66,23 @@ class LoRASettings:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A request as the model is given it; ``forced`` is what a scripted turn begins with."""
+    """A request as the model is given it.
+
+    Attributes:
+        forced: what a scripted turn begins with.
+        begun: the row with the reason that was sampled just now.
+    """
 
     request: Request
     prompt: Prompt
     row: Row
     forced: tuple[int, ...] = ()
+    begun: Row | None = None
 
     def sampled(self, seed: int) -> Asked:
         """For the sampler."""
-        return Asked(self.row, self.forced, seed, self.ended)
-
-    @property
-    def ended(self) -> tuple[Prefix, ...]:
-        """Where the turns already played ended."""
-        tokens = images = 0
-        found = []
-        for turn in self.request.turns:
-            said = turn.completion
-            tokens += len(turn.prompt_ids) + len(said.forced_ids) + len(said.token_ids)
-            images += len(turn.images)
-            found.append(Prefix(tokens, images))
-        return tuple(found)
+        ends = _ends(self.request.turns)
+        return Asked(self.row, self.forced, seed, ends if self.begun is None else (*ends, _end(self.begun)))
 
 
 class LMMPolicy:
@@ -154,10 +149,17 @@ class LMMPolicy:
         """One completion for each waiting episode; see :class:`agents.policy.Policy`."""
         asked = self._begun([self._asked(request) for request in requests])
         said = iter(self._said([found for found in asked if not isinstance(found, CannotReply)]))
+        for found in asked:
+            if isinstance(found, _Given) and found.begun is not None:
+                self._sampler.forget(found.begun, (_end(found.begun),))
         return [
             found if isinstance(found, CannotReply) else Reply(next(said), found.prompt.token_ids, found.prompt.images)
             for found in asked
         ]
+
+    def forget(self, turns: Sequence[Turn]) -> None:
+        """Let go of the keys and values of an episode that is over."""
+        self._sampler.forget(_played(turns), _ends(turns))
 
     def _asked(self, request: Request) -> _Given | CannotReply:
         """What the model is given for a request, if it can be given."""
@@ -185,9 +187,9 @@ class LMMPolicy:
             reason, rest = parted(said.text, found.request.script.reason_end)
             # A token may hold more than the end of the reason; only then the reason is written anew without it.
             start = said.token_ids if reason and not rest else self.renderer.text_ids(reason)
-            begun[index] = self._fitting(
-                replace(found, forced=(*start, *self.renderer.text_ids(found.request.script.action)))
-            )
+            forced = (*start, *self.renderer.text_ids(found.request.script.action))
+            read = Row((*found.row.token_ids, *said.token_ids), found.row.images)
+            begun[index] = self._fitting(replace(found, forced=forced, begun=read))
         return begun
 
     def _fitting(self, asked: _Given) -> _Given | CannotReply:
@@ -337,11 +339,32 @@ def with_adapter(model: Any, lora: LoRASettings) -> Any:
 
 def _row(request: Request, prompt: Prompt) -> Row:
     """Everything the model has seen and said so far in an episode, and the new prompt."""
-    played = (
+    played = _played(request.turns)
+    return Row((*played.token_ids, *prompt.token_ids), (*played.images, *prompt.images))
+
+
+def _played(turns: Sequence[Turn]) -> Row:
+    """What was seen and said in these turns."""
+    ids = (
         token
-        for turn in request.turns
+        for turn in turns
         for part in (turn.prompt_ids, turn.completion.forced_ids, turn.completion.token_ids)
         for token in part
     )
-    seen = (image for turn in request.turns for image in turn.images)
-    return Row((*played, *prompt.token_ids), (*seen, *prompt.images))
+    return Row(tuple(ids), tuple(image for turn in turns for image in turn.images))
+
+
+def _end(row: Row) -> Prefix:
+    return Prefix(len(row.token_ids), len(row.images))
+
+
+def _ends(turns: Sequence[Turn]) -> tuple[Prefix, ...]:
+    """Where these turns ended."""
+    tokens = images = 0
+    found = []
+    for turn in turns:
+        said = turn.completion
+        tokens += len(turn.prompt_ids) + len(said.forced_ids) + len(said.token_ids)
+        images += len(turn.images)
+        found.append(Prefix(tokens, images))
+    return tuple(found)

@@ -65,3 +65,7 @@ class Policy(Protocol):
     def generate(self, requests: Sequence[Request]) -> Sequence[Reply | CannotReply]:
         """One reply for each request, in order; a CannotReply where there can be none."""
         ...
+
+    def forget(self, turns: Sequence[Turn]) -> None:
+        """An episode with these turns is over: what was kept for its next one may go. Never during ``generate``."""
+        ...

@@ -117,6 +117,7 @@ async def _rollout(
                 episode_seed = _seed_of(seed, questions[position], earlier[position], member)
                 trajectory = await _play(env, table, number, questions[position], episode_seed, workflow)
                 done[position, member] = trajectory
+                table.over(trajectory)
                 on_episode(trajectory)
         finally:
             table.leave()
@@ -166,6 +167,7 @@ class _Table:
         self._seats = seats
         self._waiting: dict[int, tuple[Request, asyncio.Future[Reply | CannotReply]]] = {}
         self._changed = asyncio.Event()
+        self._over: list[Trajectory] = []
 
     async def reply(self, number: int, request: Request) -> Reply | CannotReply:
         """The policy's reply to episode ``number``."""
@@ -173,6 +175,10 @@ class _Table:
         self._waiting[number] = (request, future)
         self._changed.set()
         return await future
+
+    def over(self, played: Trajectory) -> None:
+        """An episode is over; the policy is told when it is not busy."""
+        self._over.append(played)
 
     def leave(self) -> None:
         """A seat will ask no more."""
@@ -188,9 +194,15 @@ class _Table:
                 continue
             for number, _ in batch:
                 del self._waiting[number]
+            self._let_go()
             replies = await asyncio.to_thread(self._policy.generate, [request for _, (request, _) in batch])
             for (_, (_, future)), reply in zip(batch, replies, strict=True):
                 future.set_result(reply)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._over:
+            self._policy.forget(self._over.pop().turns)
 
     async def _gather(self) -> None:
         """Wait until every seat waits here, a batch is full, or patience ends with somebody waiting."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agents.policy import Reply, Request
-from agents.trajectory import Completion, FinishReason
+from agents.trajectory import Completion, FinishReason, Turn
 from agents.workflows import parted
 
 
@@ -21,6 +21,9 @@ class ScriptedPolicy:
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request; where a workflow scripts the action, it follows the reason, if there is one."""
         return [Reply(Completion(_scripted(request, self._say), (), (), FinishReason.STOP)) for request in requests]
+
+    def forget(self, turns: Sequence[Turn]) -> None:
+        """Nothing is kept."""
 
 
 def random_policy(answers: Sequence[str], queries: Sequence[str]) -> ScriptedPolicy:

@@ -45,6 +45,11 @@ class ByteCache(Generic[T]):
         while self._used > self._room and len(self._kept) > 1:
             self._used -= self._kept.popitem(last=False)[1][1]
 
+    def drop(self, key: Hashable) -> None:
+        """Let an entry go, if it is there."""
+        if key in self._kept:
+            self._used -= self._kept.pop(key)[1]
+
 
 class ImagePreparer:
     """Runs the image processor; keeps its output per picture."""

@@ -111,6 +111,10 @@ class HFSampler:
             for one, found in zip(asked, said, strict=True)
         ]
 
+    def forget(self, row: Row, ended: Sequence[Prefix]) -> None:
+        """Let go of what was read of a row until its turns ended."""
+        self._reader.forget(row, ended)
+
     def _decode(self, asked: Sequence[Asked], limits: SamplingLimits) -> list[_Said]:
         streams = np.stack([np.random.default_rng(one.seed).random(limits.max_new_tokens) for one in asked])
         reading = self._reader.read([one.whole for one in asked], [one.ended for one in asked])

@@ -114,10 +114,15 @@ class Reader:
         size = sum(tensor.nbytes for layer in layers for tensor in layer)
         self._kept.put(row.key, _Kept(layers), size)
 
+    def forget(self, row: Row, prefixes: Sequence[Prefix]) -> None:
+        """Let go of what was remembered of a row when these turns ended."""
+        for prefix in prefixes:
+            self._kept.drop(_part(row, prefix).key)
+
     def _known(self, row: Row, prefixes: Sequence[Prefix]) -> tuple[Parted, _Kept] | None:
         """The longest part of a row that is remembered, all but its last token, with the rest of the row."""
         for prefix in sorted(prefixes, key=lambda one: -one.tokens):
-            key = Row(row.token_ids[: prefix.tokens], row.images[: prefix.images]).key
+            key = _part(row, prefix).key
             if key in self._kept:
                 size = prefix.tokens - 1
                 beginning = Row(row.token_ids[:size], row.images[: prefix.images])
@@ -164,6 +169,10 @@ class Reader:
         self._weights = norms.cpu()
         self._kept = ByteCache(self._cache_bytes)
         return True
+
+
+def _part(row: Row, prefix: Prefix) -> Row:
+    return Row(row.token_ids[: prefix.tokens], row.images[: prefix.images])
 
 
 def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:

@@ -15,10 +15,13 @@ from agents.engines.merging import MergedAdapter
 from agents.inputs import InputBuilder
 from agents.lmm import LMMPolicy
 from agents.policy import Reply, Request
+from agents.rollout import rollout
 from agents.trajectory import Turn
 from agents.vision import ByteCache
 from agents.workflows import Script
+from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.messages import ImagePart, Message, TextPart
+from mmsearch_env.worlds import load_world
 
 LIMITS = SamplingLimits(max_new_tokens=10)
 
@@ -173,3 +176,27 @@ def test_tokens_are_written_into_their_places() -> None:
     assert torch.equal(layer.keys, keys[[1, 0, 1]]) and torch.equal(layer.values, layer.keys + 1)
     more = torch.randn(3, 3, 500, 4, generator=generator)
     assert torch.equal(layer.update(more, more)[0][:, :, 7:], more) and layer.get_seq_length() == 507
+
+
+def test_what_an_episode_has_said_before_or_said_to_its_end_is_let_go(policy: LMMPolicy) -> None:
+    kept = policy._sampler._reader._kept = ByteCache(1 << 30)
+    played: list[tuple[Turn, ...]] = [()] * 3
+    for turn in range(3):
+        said_now = replied(policy, [asked(row, turn, played[row]) for row in range(3)])
+        played = [(*before, one) for before, one in zip(played, said_now, strict=True)]
+        assert len(kept._kept) == 3 * (turn + 1)  # nothing of the reasons that were sampled before a script
+    policy.forget(played[1])
+    assert len(kept._kept) == 6
+    policy.forget(())
+    for one in played:
+        policy.forget(one)
+    assert kept._kept == {} and kept._used == 0
+
+
+def test_a_rollout_leaves_nothing_behind(policy: LMMPolicy) -> None:
+    policy._sampler._reader._kept = ByteCache(1 << 30)
+    groups = rollout(
+        policy, lambda: MMSearchEnv(prompts="brief"), load_world("atlas").questions("test")[:2], group_size=2, seed=0
+    )
+    assert sum(len(one.turns) for group in groups for one in group.trajectories) > 4
+    assert policy._sampler._reader._kept._kept == {}
