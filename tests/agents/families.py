@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers import (
+    GotOcr2ImageProcessorPil,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
 
 from agents.lmm import LMMPolicy, LoRASettings, with_adapter
 from agents.processors import NoVideoProcessor, allow_missing_torchvision
@@ -65,12 +74,46 @@ def qwen3_vl() -> tuple[Any, Any]:
     return Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
+def internvl() -> tuple[Any, Any]:
+    """Model and processor: one position a token, every picture scaled to the same number of tokens."""
+    allow_missing_torchvision()
+    torch.manual_seed(0)
+    tokenizer = tokeniser()
+    names = {"start_image_token": "<img_start>", "end_image_token": "<img_end>", "video_token": "<video>"}
+    named = {**names, "context_image_token": "<|image_pad|>"}
+    tokenizer.add_special_tokens({"additional_special_tokens": [*names.values()]}, replace_extra_special_tokens=False)
+    for name, token in named.items():
+        setattr(tokenizer, name, token)
+        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    pictures = GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, crop_to_patches=False)
+    template = tiny_processor(tokenizer, SIZE).chat_template.replace(
+        "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
+    )
+    processor = InternVLProcessor(pictures, tokenizer, NoVideoProcessor(), image_seq_length=4, chat_template=template)
+    processor.images_kwargs = {"crop_to_patches": False}
+    config = InternVLConfig(
+        text_config={
+            "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.08,
+            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": [56, 56], "patch_size": [14, 14],
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )  # fmt: skip
+    return InternVLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+
+
 def noise(seed: int, width: int = 168, height: int = 112) -> Image:
     """A picture of random pixels."""
     return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
+FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "internvl": internvl}
 
 
 def adapted_policy(family: str, **settings: Any) -> LMMPolicy:

@@ -196,8 +196,10 @@ def test_too_long_a_conversation_overflows_alone() -> None:
     assert isinstance(fine, Reply)
 
 
-def test_a_picture_the_model_refuses_is_cut_off_alone(policy: LMMPolicy) -> None:
-    """The families' processors refuse extreme proportions; the others in the batch still get their reply."""
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_picture_the_model_refuses_is_cut_off_alone(family: str) -> None:
+    """These families' processors refuse extreme proportions; the others in the batch still get their reply."""
+    policy = adapted_policy(family, limits=SamplingLimits(max_new_tokens=12))
     odd, fine = said("look", noise(8, 6, 1800)), said("look", noise(9, 84, 56))
     cut, reply = policy.generate([Request((), (message,), (), seed=0) for message in (odd, fine)])
     assert isinstance(cut, CannotReply)

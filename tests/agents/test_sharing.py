@@ -96,7 +96,7 @@ def test_episodes_without_a_common_prompt_are_run_whole(policy: LMMPolicy, episo
 
 
 def test_nothing_is_shared_where_the_tower_is_trained(policy: LMMPolicy, episodes: list[Trajectory]) -> None:
-    tower = next(p for name, p in policy.model.named_parameters() if "visual" in name)
+    tower = next(p for name, p in policy.model.named_parameters() if "vis" in name)
     tower.requires_grad_(True)
     try:
         assert not policy.shares_prompts
