@@ -189,7 +189,13 @@ class EngineConfig:
         About("DeepSpeed ZeRO stage: 1 shards the optimiser's state over ranks, 2 the gradients too.", low=1, high=2),
     ] = 1
     micro_batch_tokens: Annotated[
-        int, About("Padded tokens in one forward pass; an episode longer than this goes alone.", "tokens", low=1)
+        int,
+        About(
+            "Padded tokens in one forward pass, a group's common prompt counted once; an episode longer than this goes "
+            "alone.",
+            "tokens",
+            low=1,
+        ),
     ] = 8192
     timeout_s: Annotated[
         float, About("How long a rank waits for the others before the run fails.", "seconds", low=1)
