@@ -22,15 +22,15 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from agents.engines.hf import Asked, HFSampler, SamplingLimits
+from agents.engines.hf import Asked, HFSampler, Sampling, SamplingLimits, Saying
 from agents.engines.reading import Prefix
 from agents.inputs import InputBuilder, Parted, Row, SharedInputs
-from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request
+from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Desk, Reply, Request
 from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
-from agents.workflows import parted
+from agents.workflows import FREE, parted
 from mmsearch_env.errors import ConfigError, ImageError, PolicyError, PolicyWarning
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,6 +156,41 @@ class LMMPolicy:
             found if isinstance(found, CannotReply) else Reply(next(said), found.prompt.token_ids, found.prompt.images)
             for found in asked
         ]
+
+    def serve(self, desk: Desk, *, most: int) -> None:
+        """Reply to each request as soon as its completion has ended; others join in the middle.
+
+        Raises:
+            PolicyError: a request has a script.
+        """
+        with self._sampler.ready():
+            table = Sampling(self._sampler, self.limits)
+            waiting: dict[Saying, tuple[int, _Given]] = {}
+            while True:
+                for turns in desk.over():
+                    self.forget(turns)
+                self._take_on(desk, table, waiting, most)
+                if not table.sayings:
+                    return
+                for saying in table.step():
+                    number, given = waiting.pop(saying)
+                    said = self._sampler.completion(saying)
+                    desk.answer(number, Reply(said, given.prompt.token_ids, given.prompt.images))
+
+    def _take_on(self, desk: Desk, table: Sampling, waiting: dict[Saying, tuple[int, _Given]], most: int) -> None:
+        """Begin with the requests that have come."""
+        taken: list[tuple[int, _Given]] = []
+        for number, request in desk.take(most - len(table.sayings)):
+            if request.script != FREE:
+                raise PolicyError("expected free play, got a scripted turn; play plans with the batching 'together'")
+            given = self._asked(request)
+            if isinstance(given, CannotReply):
+                desk.answer(number, given)
+            else:
+                taken.append((number, given))
+        if taken:
+            sayings = table.add([given.sampled(given.request.seed) for _, given in taken])
+            waiting.update(zip(sayings, taken, strict=True))
 
     def forget(self, turns: Sequence[Turn]) -> None:
         """Let go of the keys and values of an episode that is over."""

@@ -59,11 +59,36 @@ class CannotReply:
     detail: str
 
 
+class Desk(Protocol):
+    """Where episodes wait for completions while others are being sampled; may be asked from any thread."""
+
+    def take(self, most: int) -> Sequence[tuple[int, Request]]:
+        """Up to so many requests that wait now, each with its episode's number; they are waited for here no more."""
+        ...
+
+    def answer(self, number: int, reply: Reply | CannotReply) -> None:
+        """Give an episode its reply."""
+        ...
+
+    def over(self) -> Sequence[Sequence[Turn]]:
+        """The turns of episodes that ended since this was asked last."""
+        ...
+
+
 class Policy(Protocol):
     """Maps waiting episodes to completions."""
 
     def generate(self, requests: Sequence[Request]) -> Sequence[Reply | CannotReply]:
         """One reply for each request, in order; a CannotReply where there can be none."""
+        ...
+
+    def serve(self, desk: Desk, *, most: int) -> None:
+        """Reply to the requests at a desk, each as soon as it can be, until none waits any more.
+
+        Args:
+            desk: requests that come while others are being worked on are taken on as well.
+            most: how many are worked on at once.
+        """
         ...
 
     def forget(self, turns: Sequence[Turn]) -> None:

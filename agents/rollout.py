@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,11 +48,16 @@ class RolloutLimits:
         batch_rows: completions sampled in one batch at most.
         patience_s: how long a batch waits for episodes whose tools are busy; with tools that answer at once it is
             never reached, and the composition of batches, hence the run, is reproducible.
+        batching: ``"together"``: completions begin together, and the next begin when all have ended; or
+            ``"continuous"``: each begins when its episode is ready, and goes to its tool as soon as it has ended. The
+            latter is faster where tools are slow; which completions are sampled beside each other then depends on the
+            clock, and so do the last digits of what is computed.
     """
 
     live_episodes: int = 256
     batch_rows: int = 256
     patience_s: float = 2.0
+    batching: Literal["together", "continuous"] = "together"
 
 
 def rollout(
@@ -187,6 +192,9 @@ class _Table:
 
     async def serve(self) -> None:
         """Generate batches until every seat has left."""
+        if self._limits.batching == "continuous":
+            await self._serve_continuously()
+            return
         while self._seats:
             await self._gather()
             batch = sorted(self._waiting.items())[: self._limits.batch_rows]
@@ -198,6 +206,17 @@ class _Table:
             replies = await asyncio.to_thread(self._policy.generate, [request for _, (request, _) in batch])
             for (_, (_, future)), reply in zip(batch, replies, strict=True):
                 future.set_result(reply)
+        self._let_go()
+
+    async def _serve_continuously(self) -> None:
+        """Have the policy serve whenever somebody waits, until every seat has left."""
+        loop = asyncio.get_running_loop()
+        while self._seats:
+            self._changed.clear()
+            if not self._waiting:
+                await self._changed.wait()
+                continue
+            await asyncio.to_thread(self._policy.serve, _Desk(self, loop), most=self._limits.batch_rows)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -217,6 +236,37 @@ class _Table:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
+
+
+class _Desk:
+    """The table as a policy sees it from its own thread.
+
+    What the loop's thread adds and this one takes are single operations of dictionaries and lists, whole in themselves.
+    """
+
+    def __init__(self, table: _Table, loop: asyncio.AbstractEventLoop) -> None:
+        self._table, self._loop = table, loop
+        self._futures: dict[int, asyncio.Future[Reply | CannotReply]] = {}
+
+    def take(self, most: int) -> list[tuple[int, Request]]:
+        """See :class:`agents.policy.Desk`."""
+        taken = []
+        for number in sorted(self._table._waiting)[:most]:
+            request, self._futures[number] = self._table._waiting.pop(number)
+            taken.append((number, request))
+        return taken
+
+    def answer(self, number: int, reply: Reply | CannotReply) -> None:
+        """See :class:`agents.policy.Desk`."""
+        future = self._futures.pop(number)
+        self._loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(reply))
+
+    def over(self) -> list[tuple[Turn, ...]]:
+        """See :class:`agents.policy.Desk`."""
+        over = []
+        while self._table._over:
+            over.append(self._table._over.pop().turns)
+        return over
 
 
 def _seed_of(seed: int, question: Question, earlier: int, member: int) -> np.random.SeedSequence:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agents.policy import Reply, Request
+from agents.policy import Desk, Reply, Request
 from agents.trajectory import Completion, FinishReason, Turn
 from agents.workflows import parted
 
@@ -21,6 +21,12 @@ class ScriptedPolicy:
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply for each request; where a workflow scripts the action, it follows the reason, if there is one."""
         return [Reply(Completion(_scripted(request, self._say), (), (), FinishReason.STOP)) for request in requests]
+
+    def serve(self, desk: Desk, *, most: int) -> None:
+        """Each request in turn."""
+        while waiting := desk.take(most):
+            for (number, _), reply in zip(waiting, self.generate([request for _, request in waiting]), strict=True):
+                desk.answer(number, reply)
 
     def forget(self, turns: Sequence[Turn]) -> None:
         """Nothing is kept."""

@@ -142,7 +142,11 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
         policy=policy,
         questions=questions,
         env={**env_keywords(config.env), "questions": questions},
-        limits=RolloutLimits(live_episodes=config.rollout.live_episodes, batch_rows=config.rollout.live_episodes),
+        limits=RolloutLimits(
+            live_episodes=config.rollout.live_episodes,
+            batch_rows=config.rollout.live_episodes,
+            batching=config.rollout.batching,
+        ),
         evaluation_temperature=config.evaluation.temperature,
     )
     return Parts(

@@ -132,6 +132,13 @@ class RolloutConfig:
         ),
     ] = field(default_factory=dict, hash=False)
     live_episodes: Annotated[int, About("Episodes in play at once on one rank.", "episodes", low=1)] = 256
+    batching: Annotated[
+        Literal["together", "continuous"],
+        About(
+            "Whether completions begin and end together, which repeats bit by bit, or each as soon as it can, which is "
+            "faster where searches are slow."
+        ),
+    ] = "together"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ not depend on which other rows were in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.engines.merging import MergedAdapter
-from agents.engines.reading import Prefix, Reader
+from agents.engines.reading import Prefix, Reader, Reading, joined
 from agents.inputs import InputBuilder, Row
 from agents.renderer import ChatRenderer
 from agents.scorer import TokenScorer, allowed_logits, base_model
@@ -66,10 +67,20 @@ class Asked:
         return Row((*self.row.token_ids, *self.forced, *ids), self.row.images)
 
 
-@dataclass(slots=True)
-class _Said:
-    """A completion while it is sampled."""
+@dataclass(eq=False, slots=True)
+class Saying:
+    """A completion while it is sampled.
 
+    Attributes:
+        asked: what was asked for.
+        stream: (most tokens,) numbers from which its tokens are drawn.
+        ids: what was sampled so far.
+        logprobs: of these.
+        reason: why it ended, once it has.
+    """
+
+    asked: Asked
+    stream: np.ndarray
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: FinishReason = FinishReason.LENGTH
@@ -91,56 +102,35 @@ class HFSampler:
         """One completion for each row."""
         if not asked:
             return []
+        with self.ready():
+            table = Sampling(self, limits)
+            sayings = table.add(asked)
+            while table.sayings:
+                table.step()
+        return [self.completion(saying) for saying in sayings]
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Inside, the model is as it samples: its adapter is part of it, and what other weights have read is let go."""
         was_training = self._scorer.training
         self._scorer.eval()
         if self._reader.forget_if_changed():
             self._adapter.forget()
         try:
-            with self._adapter.applied():
-                said = self._decode(asked, limits)
+            with torch.no_grad(), self._adapter.applied():
+                yield
         finally:
             self._scorer.train(was_training)
-        return [
-            Completion(
-                self._renderer.decode([*one.forced, *found.ids]),
-                tuple(found.ids),
-                tuple(found.logprobs),
-                found.reason,
-                one.forced,
-            )
-            for one, found in zip(asked, said, strict=True)
-        ]
+
+    def completion(self, saying: Saying) -> Completion:
+        """What was sampled, once it has ended."""
+        forced = saying.asked.forced
+        text = self._renderer.decode([*forced, *saying.ids])
+        return Completion(text, tuple(saying.ids), tuple(saying.logprobs), saying.reason, forced)
 
     def forget(self, row: Row, ended: Sequence[Prefix]) -> None:
         """Let go of what was read of a row until its turns ended."""
         self._reader.forget(row, ended)
-
-    def _decode(self, asked: Sequence[Asked], limits: SamplingLimits) -> list[_Said]:
-        streams = np.stack([np.random.default_rng(one.seed).random(limits.max_new_tokens) for one in asked])
-        reading = self._reader.read([one.whole for one in asked], [one.ended for one in asked])
-        said = [_Said() for _ in asked]
-        alive = list(range(len(asked)))
-        for position in range(limits.max_new_tokens):
-            tokens, values = self._draw(reading.hidden, streams[alive, position], limits.temperature)
-            for row, token, value in zip(alive, tokens.tolist(), values.tolist(), strict=True):
-                said[row].ids.append(token)
-                said[row].logprobs.append(value)
-            is_last = position + 1 == limits.max_new_tokens
-            going = []
-            for place, row in enumerate(alive):
-                if self._has_ended(asked[row].forced, said[row].ids, limits.stop_tags):
-                    said[row].reason = FinishReason.STOP
-                elif not is_last:
-                    going.append(place)
-                    continue
-                self._reader.keep(reading, place, asked[row].with_said(said[row].ids))
-            if not going:
-                break
-            if len(going) < len(alive):
-                alive = [alive[place] for place in going]
-                reading, tokens = reading.chosen(going), tokens[going]
-            reading = self._reader.read_on(reading, tokens)
-        return said
 
     def _draw(self, hidden: Tensor, uniforms: np.ndarray, temperature: float) -> tuple[Tensor, Tensor]:
         """One token for each row (B,) and its log-probability (B,), by inverting the cumulative distribution."""
@@ -171,3 +161,51 @@ class HFSampler:
                 token for token in range(len(tokenizer)) if last & set(tokenizer.decode([token]))
             )
         return self._ending[stop_tags]
+
+
+class Sampling:
+    """Completions that are sampled together, token by token; others may join at any time."""
+
+    def __init__(self, sampler: HFSampler, limits: SamplingLimits) -> None:
+        """Args: sampler: is :meth:`~HFSampler.ready` for as long as this is used."""
+        self._sampler, self._limits = sampler, limits
+        self._reading: Reading | None = None
+        self.sayings: list[Saying] = []
+        """Those that have not ended, in the order of the reading's rows."""
+
+    def add(self, asked: Sequence[Asked]) -> list[Saying]:
+        """Read rows, and have their completions sampled from the next step on."""
+        most = self._limits.max_new_tokens
+        new = [Saying(one, np.random.default_rng(one.seed).random(most)) for one in asked]
+        reading = self._sampler._reader.read([one.whole for one in asked], [one.ended for one in asked])
+        self._reading = reading if self._reading is None else joined(self._reading, reading)
+        self.sayings += new
+        return new
+
+    def step(self) -> list[Saying]:
+        """One more token of every completion; those that end with it."""
+        assert self._reading is not None
+        sampler, reading = self._sampler, self._reading
+        levels = np.array([saying.stream[len(saying.ids)] for saying in self.sayings])
+        tokens, values = sampler._draw(reading.hidden, levels, self._limits.temperature)
+        for saying, token, value in zip(self.sayings, tokens.tolist(), values.tolist(), strict=True):
+            saying.ids.append(token)
+            saying.logprobs.append(value)
+        going = [place for place, saying in enumerate(self.sayings) if not self._has_ended(saying)]
+        ended = [(place, saying) for place, saying in enumerate(self.sayings) if place not in set(going)]
+        for place, saying in ended:
+            sampler._reader.keep(reading, place, saying.asked.with_said(saying.ids))
+        self.sayings = [self.sayings[place] for place in going]
+        if not going:
+            self._reading = None
+        else:
+            if ended:
+                reading, tokens = reading.chosen(going), tokens[going]
+            self._reading = sampler._reader.read_on(reading, tokens)
+        return [saying for _, saying in ended]
+
+    def _has_ended(self, saying: Saying) -> bool:
+        if self._sampler._has_ended(saying.asked.forced, saying.ids, self._limits.stop_tags):
+            saying.reason = FinishReason.STOP
+            return True
+        return len(saying.ids) == self._limits.max_new_tokens

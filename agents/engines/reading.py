@@ -88,7 +88,7 @@ class Reader:
         if known:
             parts.append(self._continued([parted for _, (parted, _) in known], [kept for _, (_, kept) in known]))
         order = [*fresh, *(number for number, _ in known)]
-        reading = _joined(*parts) if len(parts) > 1 else parts[0]
+        reading = joined(*parts) if len(parts) > 1 else parts[0]
         return reading if order == sorted(order) else reading.chosen([order.index(n) for n in range(len(rows))])
 
     def read_on(self, reading: Reading, tokens: Tensor) -> Reading:
@@ -180,8 +180,8 @@ def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
     return torch.stack([pad(tensor, (0, 0, length - tensor.shape[1], 0)) for tensor in tensors])
 
 
-def _joined(one: Reading, other: Reading) -> Reading:
-    """The rows of both, the first's first."""
+def joined(one: Reading, other: Reading) -> Reading:
+    """The rows of both, the first's first; both readings are used up."""
     length = max(one.mask.shape[1], other.mask.shape[1])
     for mine, theirs in zip(one.cache.layers, other.cache.layers, strict=True):
         keys, values = (

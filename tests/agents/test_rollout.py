@@ -15,12 +15,13 @@ from agents.evaluate import difference, evaluate
 from agents.policy import CONTEXT_FULL, CannotReply, Reply, Request
 from agents.rollout import UNUSABLE, RolloutLimits, rollout
 from agents.scripted import ScriptedPolicy, random_policy
-from agents.trajectory import Trajectory
+from agents.trajectory import Trajectory, Turn
 from agents.workflows import DIRECT, FIXED_RAG, Script, Workflow
 from mmsearch_env import Answer, ImageSearch, TextSearch, VisitPage
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import BudgetError, ConfigError, ImageError, PolicyError, ToolUnavailable
 from mmsearch_env.images import Image
+from mmsearch_env.messages import ImagePart, Message, TextPart
 from mmsearch_env.protocols import PROTOCOLS, load_protocol
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools import Query, SearchResult
@@ -345,3 +346,100 @@ def test_trajectories_hold_their_sums() -> None:
     played = Trajectory("q", (), False, True, "x", 0.0, {}, {"n_image_search": 1.0, "n_text_search": 2.0}, "")
     assert played.n_searches == 3.0
     assert played.token_ids == played.loss_mask == played.old_logprobs == ()
+
+
+CONTINUOUS = RolloutLimits(batching="continuous")
+
+
+def test_whoever_waits_for_a_search_holds_up_nobody(questions: QuestionSet) -> None:
+    """The first question's searches come back only when all other episodes are over."""
+    finished: list[str] = []
+    others = 2 * (len(questions) - 1)
+
+    class Held:
+        name = "held"
+
+        async def search(self, query: Query, *, top_k: int) -> SearchResult:
+            while query.question_id == questions[0].id and len(finished) < others:
+                await asyncio.sleep(0.01)
+            return SearchResult(())
+
+        async def aclose(self) -> None:
+            """Nothing to free."""
+
+    def say(request: Request) -> str:
+        return "<reason>r</reason><answer>x</answer>" if request.turns else "<reason>r</reason><search><img></search>"
+
+    groups = rollout(
+        ScriptedPolicy(say),
+        lambda: make_env(tools=Held()),
+        questions,
+        group_size=2,
+        seed=0,
+        limits=CONTINUOUS,
+        on_episode=lambda played: finished.append(played.question_id),
+    )
+    assert finished[-2:] == [questions[0].id] * 2
+    assert [group.question_id for group in groups] == list(questions.ids)
+
+
+@pytest.mark.parametrize("rows", [256, 3])
+def test_what_is_said_does_not_depend_on_who_speaks_beside(questions: QuestionSet, rows: int) -> None:
+    policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=10))
+    together, continuous = (
+        rollout(policy, make_env, questions[:4], group_size=3, seed=3, limits=limits)
+        for limits in (RolloutLimits(), replace(CONTINUOUS, batch_rows=rows))
+    )
+    for one, other in zip(together, continuous, strict=True):
+        for mine, theirs in zip(one.trajectories, other.trajectories, strict=True):
+            assert mine.token_ids == theirs.token_ids
+            assert mine.old_logprobs == pytest.approx(theirs.old_logprobs, abs=1e-5)
+    assert policy._sampler._reader._kept._kept == {}
+
+
+def test_completions_end_and_begin_while_others_go_on() -> None:
+    """Three rows of which one ends early; a fourth joins in the middle, and all say what they say alone."""
+    policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=12, stop_tags=("e",)))
+    requests = [
+        Request((), (Message("user", (ImagePart(noise(n)), TextPart(f"{n} which? " * (n + 1)))),), (), seed=n)
+        for n in range(6)
+    ]
+    alone = [policy.generate([request])[0] for request in requests]
+    lengths = [len(reply.completion.token_ids) for reply in alone if isinstance(reply, Reply)]
+    assert len(set(lengths)) > 2
+
+    class Counter:
+        """Lets two in at first, and one more each time it is asked."""
+
+        def __init__(self) -> None:
+            self.waiting = list(enumerate(requests))
+            self.replies: dict[int, Reply | CannotReply] = {}
+            self.asked = 0
+
+        def take(self, most: int) -> list[tuple[int, Request]]:
+            self.asked += 1
+            count = 2 if self.asked == 1 else int(self.asked % 3 == 0)
+            taken, self.waiting = self.waiting[:count], self.waiting[count:]
+            return taken
+
+        def answer(self, number: int, reply: Reply | CannotReply) -> None:
+            self.replies[number] = reply
+
+        def over(self) -> list[tuple[Turn, ...]]:
+            return []
+
+    desk = Counter()
+    while desk.waiting:
+        policy.serve(desk, most=4)
+    assert list(desk.replies) != sorted(desk.replies)  # not in the order in which they came
+    for number, reply in desk.replies.items():
+        mine = alone[number]
+        assert isinstance(reply, Reply) and isinstance(mine, Reply)
+        assert reply.completion.token_ids == mine.completion.token_ids
+        assert reply.completion.logprobs == pytest.approx(mine.completion.logprobs, abs=1e-5)
+
+
+def test_plans_are_not_played_continuously(questions: QuestionSet) -> None:
+    policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=6))
+    with pytest.raises(PolicyError, match="expected free play, got a scripted turn"):
+        rollout(policy, make_env, questions[:1], group_size=2, seed=0, workflow=FIXED_RAG, limits=CONTINUOUS)
