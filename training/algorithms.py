@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.trajectory import Group, Trajectory
 from training.advantages import Scale, group_relative
 from training.batch import Example, TokenBatch, TokenCredit
-from training.losses import clipped_surrogate, kl_k3, masked_sum
+from training.losses import Level, clipped_surrogate, importance_weights, kl_k3, masked_sum
 from training.task import TokenScores
 
 
@@ -45,6 +45,15 @@ class Algorithm(Protocol):
     @property
     def needs_reference(self) -> bool:
         """Whether ``loss`` reads ``batch.ref_logprobs``; if not, the pass is not made."""
+        ...
+
+    def weights(self, logprobs: Tensor, batch: TokenBatch) -> Tensor | None:
+        """Importance weights (B, T) of a batch, by the trainer's log-probabilities before any update; None for none."""
+        ...
+
+    @property
+    def corrects(self) -> bool:
+        """Whether there are such weights."""
         ...
 
     @property
@@ -71,22 +80,39 @@ class Algorithm(Protocol):
 class GRPO:
     """Group relative policy optimisation.
 
-        L = 1/N Σ over sampled tokens t of [ -min(rₜ Âₜ, clip(rₜ, 1 - ε_low, 1 + ε_high) Âₜ) + β kₜ ]
+        L = 1/N Σ over sampled tokens t of [ -wₜ min(rₜ Âₜ, clip(rₜ, 1 - ε_low, 1 + ε_high) Âₜ) + β kₜ ]
 
     N sampled tokens of the update, Âₜ the group-relative advantage of t's trajectory, kₜ the k3 estimate of the
-    divergence from the reference policy.
+    divergence from the reference policy, wₜ = 1 or a truncated importance weight. With weights the ratio rₜ is to the
+    trainer's own policy before the iteration's updates, else to the sampler's.
 
     Attributes:
         clip_low: ε_low.
         clip_high: ε_high.
         kl_coefficient: β; 0 spares the reference pass.
         advantage_scale: see :func:`~training.advantages.group_relative`.
+        correction: of the sampler's distance from the trainer; see :func:`~training.losses.importance_weights`.
+        correction_cap: largest weight.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coefficient: float = 0.0
     advantage_scale: Scale = "std"
+    correction: Level | Literal["none"] = "none"
+    correction_cap: float = 2.0
+
+    @property
+    def corrects(self) -> bool:
+        """True when a correction is chosen."""
+        return self.correction != "none"
+
+    def weights(self, logprobs: Tensor, batch: TokenBatch) -> Tensor | None:
+        """Truncated importance weights of the chosen level."""
+        if self.correction == "none":
+            return None
+        sampled = (batch.sampler_logprobs, batch.loss_mask)
+        return importance_weights(logprobs, *sampled, level=self.correction, cap=self.correction_cap)
 
     @property
     def needs_reference(self) -> bool:
@@ -96,8 +122,9 @@ class GRPO:
     @property
     def logged(self) -> tuple[str, ...]:
         """The loss, its parts, and how far the policy has moved."""
-        names = ("loss/total", "loss/policy", "policy/entropy", "policy/clip_fraction")
-        return (*names, "policy/kl") if self.needs_reference else names
+        names = ["loss/total", "loss/policy", "policy/entropy", "policy/clip_fraction"]
+        names += ["policy/kl"] if self.needs_reference else []
+        return (*names, "policy/importance_weight", "policy/importance_capped") if self.corrects else tuple(names)
 
     def advantages(self, groups: Sequence[Group]) -> list[list[Example]]:
         """Every sampled token of a trajectory gets the group-relative advantage of its return."""
@@ -113,12 +140,16 @@ class GRPO:
             clip_low=self.clip_low,
             clip_high=self.clip_high,
         )
-        total = policy_loss = masked_sum(surrogate.losses, mask)
+        losses = surrogate.losses if batch.weights is None else surrogate.losses * batch.weights
+        total = policy_loss = masked_sum(losses, mask)
         sums = {
             "loss/policy": policy_loss,
             "policy/entropy": masked_sum(scores.entropy, mask),
             "policy/clip_fraction": masked_sum(surrogate.clipped.float(), mask),
         }
+        if batch.weights is not None:
+            sums["policy/importance_weight"] = masked_sum(batch.weights, mask)
+            sums["policy/importance_capped"] = masked_sum((batch.weights >= self.correction_cap).float(), mask)
         if self.needs_reference:
             sums["policy/kl"] = masked_sum(kl_k3(scores.logprobs, _reference(batch)), mask)
             total = total + self.kl_coefficient * sums["policy/kl"]

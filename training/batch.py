@@ -65,9 +65,11 @@ class TokenBatch:
     Attributes:
         inputs: what the policy's scorer needs besides the loss mask; opaque here.
         loss_mask: (B, T) bool, True on sampled tokens.
-        old_logprobs: (B, T) log-probabilities when the tokens were sampled.
+        old_logprobs: (B, T) log-probabilities before the iteration's updates: the sampler's, or the trainer's own.
         advantages: (B, T) credit.
         ref_logprobs: (B, T) under the reference policy; None when the algorithm does not ask for them.
+        weights: (B, T) importance weights of the tokens; None where sampler and trainer are taken for the same.
+        corrected_from: (B, T) the sampler's log-probabilities where ``old_logprobs`` are the trainer's.
     """
 
     inputs: Any
@@ -75,10 +77,21 @@ class TokenBatch:
     old_logprobs: Tensor
     advantages: Tensor
     ref_logprobs: Tensor | None = None
+    weights: Tensor | None = None
+    corrected_from: Tensor | None = None
+
+    @property
+    def sampler_logprobs(self) -> Tensor:
+        """(B, T) when the tokens were sampled."""
+        return self.old_logprobs if self.corrected_from is None else self.corrected_from
 
     def with_reference(self, ref_logprobs: Tensor) -> TokenBatch:
         """The same batch, reference log-probabilities (B, T) added."""
         return replace(self, ref_logprobs=ref_logprobs)
+
+    def corrected(self, old_logprobs: Tensor, weights: Tensor) -> TokenBatch:
+        """The same batch as if the trainer's policy had sampled it: its log-probabilities (B, T), tokens weighted."""
+        return replace(self, old_logprobs=old_logprobs, weights=weights, corrected_from=self.sampler_logprobs)
 
 
 def micro_batches(examples: Iterable[Example], *, token_budget: int) -> list[tuple[Example, ...]]:

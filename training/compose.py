@@ -59,6 +59,8 @@ def build_algorithm(config: AlgorithmConfig) -> Algorithm:
         clip_high=config.clip_high,
         kl_coefficient=config.kl_coefficient,
         advantage_scale=config.advantage_scale,
+        correction=config.correction,
+        correction_cap=config.correction_cap,
     )
 
 

@@ -156,6 +156,11 @@ class AlgorithmConfig:
         float,
         About("Weight of the KL divergence from the model without any adapter; 0 skips its pass.", low=0),
     ] = 0.0
+    correction: Annotated[
+        Literal["none", "token", "sequence"],
+        About("Whether tokens are weighted by how much likelier the trainer says them than the sampler did."),
+    ] = "none"
+    correction_cap: Annotated[float, About("Largest such weight.", above=0)] = 2.0
     drop_groups_without_signal: Annotated[bool, About("Leave out groups whose episodes all got the same return.")] = (
         True
     )

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from mmsearch_env.errors import ConfigError
-from training.config import About, RunConfig
+from training.config import About, AlgorithmConfig, RunConfig
 
 _BUNDLED = Path(__file__).parent / "configs"
 _EXPONENT = re.compile(r"[+-]?[0-9]+([eE][+-]?[0-9]+)")
@@ -214,6 +214,11 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             f"optimiser.final_fraction: expected 0 with schedule 'constant', got {optimiser.final_fraction}; "
             "choose a schedule that decays"
+        )
+    if algorithm.correction == "none" and algorithm.correction_cap != AlgorithmConfig().correction_cap:
+        raise ConfigError(
+            f"algorithm.correction_cap: expected {AlgorithmConfig().correction_cap:g} with correction 'none', got "
+            f"{algorithm.correction_cap:g}; choose a correction"
         )
     if algorithm.questions_per_update > config.rollout.questions_per_iteration:
         raise ConfigError(

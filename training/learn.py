@@ -49,7 +49,7 @@ class LearningRecord:
 
     def measure_gap(self, scores: TokenScores, batch: TokenBatch) -> None:
         """Compare what the trainer and the sampler think of one micro-batch."""
-        gap = (scores.logprobs.detach() - batch.old_logprobs).abs()
+        gap = (scores.logprobs.detach() - batch.sampler_logprobs).abs()
         self.gap_sum += float(masked_sum(gap, batch.loss_mask))
         self.gap_tokens += float(batch.loss_mask.sum())
         self.gap_max = max(self.gap_max, float(gap.masked_fill(~batch.loss_mask, 0.0).max()))
@@ -73,11 +73,18 @@ class Learner:
     temperature: float
     micro_batch_tokens: int
 
-    def prepare(self, examples: Iterable[Example]) -> list[tuple[tuple[Example, ...], TokenBatch]]:
-        """Micro-batches of this rank, with reference scores when the algorithm asks for them."""
+    def prepare(self, examples: Iterable[Example], *, updates: int) -> list[tuple[tuple[Example, ...], TokenBatch]]:
+        """Micro-batches of this rank, with the scores that the algorithm asks for.
+
+        Args:
+            examples: of one update.
+            updates: that the iteration has; only where there are several, the trainer's scores before the first one
+                take a pass of their own.
+        """
         cut_up = micro_batches_of_groups if self.policy.shares_prompts else micro_batches
         cut = cut_up(examples, token_budget=self.micro_batch_tokens)
-        return [(part, self._scored_by_reference(self._collated(part))) for part in cut]
+        batches = [(part, self._scored_by_reference(self._collated(part))) for part in cut]
+        return [(part, self._corrected(batch)) for part, batch in batches] if updates > 1 else batches
 
     def update(
         self,
@@ -105,11 +112,13 @@ class Learner:
             return None
         for part, batch in prepared:
             scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
+            if measure_gap:
+                record.measure_gap(scores, batch)
+            if self.algorithm.corrects and batch.weights is None:
+                batch = self._weighted(batch, scores)
             terms = self.algorithm.loss(scores, batch, token_count=token_count)
             self.engine.backward(terms.loss)
             record.add({name: float(value) for name, value in terms.sums.items()}, part)
-            if measure_gap:
-                record.measure_gap(scores, batch)
         for _ in range(len(prepared), rounds):
             self._backward_nothing()
         return self.engine.step(learning_rate)
@@ -142,6 +151,17 @@ class Learner:
 
     def _collated(self, examples: Sequence[Example]) -> TokenBatch:
         return collate(examples, self.policy, device=self.engine.place.device)
+
+    def _corrected(self, batch: TokenBatch) -> TokenBatch:
+        if not self.algorithm.corrects:
+            return batch
+        return self._weighted(batch, self.engine.score(batch.inputs, batch.loss_mask, self.temperature))
+
+    def _weighted(self, batch: TokenBatch, scores: TokenScores) -> TokenBatch:
+        """The batch as sampled by the trainer's policy, of which ``scores`` are."""
+        logprobs = scores.logprobs.detach()
+        weights = self.algorithm.weights(logprobs, batch)
+        return batch if weights is None else batch.corrected(logprobs, weights)
 
     def _scored_by_reference(self, batch: TokenBatch) -> TokenBatch:
         if not self.algorithm.needs_reference:

@@ -6,6 +6,7 @@ Letters: B trajectories, T tokens. Every tensor is (B, T) unless said otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +52,34 @@ def clipped_surrogate(
     free = ratio * advantages
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
     return Surrogate(losses=-torch.minimum(free, bounded), clipped=bounded < free)
+
+
+Level = Literal["token", "sequence"]
+"""What an importance weight belongs to: each token, or all sampled tokens of a trajectory together."""
+
+
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, level: Level, cap: float) -> Tensor:
+    """How much likelier the trainer's policy says a token than the sampler that said it, cut at C; without gradient.
+
+        token:     wₜ = min(π(t) / μ(t), C)
+        sequence:  wₜ = min(Πₛ π(s) / μ(s), C), over the sampled tokens s of t's trajectory
+
+    Truncated importance sampling, Ionides 2008; between two engines, Yao et al. 2025, "Your efficient RL framework
+    secretly brings you off-policy RL training". Elsewhere than at sampled tokens it is 0.
+
+    Args:
+        logprobs: log π, by the trainer, before any update.
+        sampler_logprobs: log μ.
+        mask: bool, the sampled tokens.
+        level: see above.
+        cap: C.
+    """
+    _same_shape(logprobs, sampler_logprobs, mask)
+    apart = torch.where(mask, logprobs.detach() - sampler_logprobs, 0.0)
+    if level == "sequence":
+        apart = apart.sum(dim=1, keepdim=True).expand_as(apart)
+    weights = torch.exp(apart.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)).clamp(max=cap)
+    return torch.where(mask, weights, 0.0)
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ METRICS: tuple[Metric, ...] = (
         "policy/entropy", "nats", "Entropy of the distributions the tokens were drawn from; 0 means no exploration."
     ),
     Metric("policy/clip_fraction", "share", "Tokens whose probability ratio was clipped."),
+    Metric("policy/importance_weight", "", "Mean importance weight of a token; absent without a correction."),
+    Metric("policy/importance_capped", "share", "Tokens whose weight was cut at the cap; absent without a correction."),
     Metric("policy/logprob_gap", "nats", "Mean |trainer - sampler| log-probability before the first update; about 0."),
     Metric("policy/logprob_gap_max", "nats", "Largest such gap at one token."),
     Metric("optimiser/learning_rate", "", "Learning rate of the iteration's last update."),

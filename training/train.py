@@ -177,7 +177,9 @@ def _learn(
     ``credited`` holds the examples of each question by its place in this rank's share.
     """
     config, record, first_update = run.config, LearningRecord.of(run.algorithm), counters.updates
-    updates = [run.learner.prepare(examples) for examples in _updates(run, credited)]
+    parts = _updates(run, credited)
+    count = len(parts) * config.algorithm.epochs
+    updates = [run.learner.prepare(examples, updates=count) for examples in parts]
     rates, norms = learning_rate_of(config), list[float]()
     for _ in range(config.algorithm.epochs):
         for prepared in updates:

@@ -67,6 +67,20 @@ def test_loss_with_a_reference_by_hand() -> None:
     assert terms.loss.item() == pytest.approx((-1.3 + 0.5 * 0.3068528) / 2)
 
 
+def test_loss_with_a_correction_by_hand() -> None:
+    grpo = GRPO(correction="token", correction_cap=1.5)
+    weights = grpo.weights(SCORES.logprobs, batch())
+    # the trainer says them 1.1, 2 and 1 times as likely as the sampler
+    torch.testing.assert_close(weights, torch.tensor([[0.0, 1.1, 1.5], [0.0, 1.0, 0.0]]))
+    corrected = batch().corrected(SCORES.logprobs.detach(), weights)
+    terms = grpo.loss(SCORES, corrected, token_count=4.0)
+    # every ratio to the trainer's own policy is 1: -(1.1 + 1.5 - 1) / 4
+    assert terms.loss.item() == pytest.approx(-1.6 / 4)
+    assert terms.sums["policy/importance_weight"].item() == pytest.approx(3.6)
+    assert terms.sums["policy/importance_capped"].item() == 1.0
+    assert GRPO().weights(SCORES.logprobs, batch()) is None
+
+
 def test_the_reference_is_asked_for_only_when_it_has_a_weight() -> None:
     assert not GRPO().needs_reference
     assert GRPO(kl_coefficient=0.01).needs_reference
@@ -75,8 +89,11 @@ def test_the_reference_is_asked_for_only_when_it_has_a_weight() -> None:
 
 
 def test_what_is_logged_is_what_is_announced() -> None:
-    for grpo in (GRPO(), GRPO(kl_coefficient=0.1)):
-        terms = grpo.loss(SCORES, batch(torch.zeros(2, 3)), token_count=1.0)
+    for grpo in (GRPO(), GRPO(kl_coefficient=0.1), GRPO(correction="sequence")):
+        made = batch(torch.zeros(2, 3))
+        if (weights := grpo.weights(SCORES.logprobs, made)) is not None:
+            made = made.corrected(SCORES.logprobs.detach(), weights)
+        terms = grpo.loss(SCORES, made, token_count=1.0)
         assert set(terms.sums) == set(grpo.logged)
 
 

@@ -59,6 +59,7 @@ def test_sections_and_overrides_in_order(tmp_path: Path) -> None:
         ("rollout.repeats.hard=often", r"rollout\.repeats\.hard: expected a whole number, got 'often'"),
         ("rollout=4", r"rollout: expected a section with keys, got 4"),
         ("seed", r"expected section\.key=value, got 'seed'"),
+        ("algorithm.correction_cap=3", r"algorithm\.correction_cap: expected 2 with correction 'none', got 3"),
         ("optimiser.decay_centre=5", r"optimiser\.decay_centre: expected 0 with schedule 'constant', got 5"),
         ("optimiser.final_fraction=0.5", r"optimiser\.final_fraction: expected 0 with schedule 'constant', got 0\.5"),
         ("algorithm.questions_per_update=999", r"at most rollout\.questions_per_iteration \(16\), got 999"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from training.losses import clipped_surrogate, kl_k3, masked_sum
+from training.losses import clipped_surrogate, importance_weights, kl_k3, masked_sum
 
 
 def log(values: list[float]) -> torch.Tensor:
@@ -49,6 +49,24 @@ def test_on_policy_the_gradient_is_the_advantage() -> None:
 def test_an_absurd_ratio_does_not_overflow() -> None:
     surrogate = clipped_surrogate(tensor([[0.0]]), tensor([[-1e4]]), tensor([[-1.0]]), clip_low=0.2, clip_high=0.2)
     assert surrogate.losses.item() == pytest.approx(math.exp(20), rel=1e-5)
+
+
+def test_importance_weights_by_hand() -> None:
+    trainer, sampler = log([0.4, 0.1, 0.9, 0.3]), log([0.2, 0.2, 0.1, 0.2])
+    mask = tensor([[True, True, False, True]])
+    # ratios 2, 0.5, (9, not sampled) and 1.5, whose product is 1.5
+    tokens = importance_weights(trainer, sampler, mask, level="token", cap=1.8)
+    torch.testing.assert_close(tokens, tensor([[1.8, 0.5, 0.0, 1.5]]))
+    rows = importance_weights(trainer, sampler, mask, level="sequence", cap=1.8)
+    torch.testing.assert_close(rows, tensor([[1.5, 1.5, 0.0, 1.5]]))
+    assert importance_weights(trainer, sampler, mask, level="sequence", cap=1.2).max().item() == pytest.approx(1.2)
+
+
+def test_importance_weights_carry_no_gradient_and_survive_what_is_not_finite() -> None:
+    trainer = tensor([[0.0, -1.0]]).requires_grad_()
+    weights = importance_weights(trainer, tensor([[-math.inf, -1e5]]), tensor([[False, True]]), level="token", cap=5.0)
+    assert not weights.requires_grad
+    assert weights.tolist() == [[0.0, 5.0]]
 
 
 def test_k3_by_hand() -> None:

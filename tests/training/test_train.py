@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,46 @@ def test_sampler_and_trainer_agree(place: Place) -> None:
     run = run_of(recipe(algorithm={"epochs": 2, "questions_per_update": 2}), place)
     train(run)
     assert all(line["policy/logprob_gap_max"] < 1e-5 for line in lines(run))
+
+
+class Misreporting(GuessTask):
+    """Its sampler says of every token that it was half as likely as it was."""
+
+    def rollout(self, *arguments: Any, **settings: Any) -> list[Group]:
+        groups = super().rollout(*arguments, **settings)
+        return [replace(group, trajectories=tuple(map(self._halved, group.trajectories))) for group in groups]
+
+    @staticmethod
+    def _halved(played: Trajectory) -> Trajectory:
+        turns = [
+            replace(
+                turn,
+                completion=replace(
+                    turn.completion, logprobs=tuple(one - math.log(2) for one in turn.completion.logprobs)
+                ),
+            )
+            for turn in played.turns
+        ]
+        return replace(played, turns=tuple(turns))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_sampler_that_differs_is_corrected(place: Place, epochs: int) -> None:
+    """Every token has the weight 2, so one epoch's gradient is twice that of the honest sampler, before the clip."""
+    config = recipe(iterations=1, algorithm={"epochs": epochs})
+    honest = run_of(config, place)
+    corrected = run_of(
+        config, place, Misreporting(GuessPolicy(), guess_questions()), GRPO(correction="token", correction_cap=5.0)
+    )
+    train(honest)
+    train(corrected)
+    (line,), (plain,) = lines(corrected), lines(honest)
+    assert line["policy/importance_weight"] == pytest.approx(2.0, abs=1e-4)
+    assert line["policy/importance_capped"] == 0.0
+    assert line["policy/logprob_gap"] == pytest.approx(math.log(2), abs=1e-4)
+    if epochs == 1:
+        assert line["policy/clip_fraction"] == 0.0  # the ratio is to the trainer's own policy
+        assert line["optimiser/grad_norm"] == pytest.approx(2.0 * plain["optimiser/grad_norm"], rel=1e-3)
 
 
 def test_updates_and_learning_rates_are_counted(place: Place) -> None:
