@@ -234,6 +234,11 @@ class OutputConfig:
     """What is written, and where."""
 
     folder: Annotated[str, About("Folder of the run.")] = "runs/run"
+    tracker: Annotated[
+        Literal["none", "wandb", "mlflow", "trackio"],
+        About("Experiment tracker that gets every number as well, beside TensorBoard."),
+    ] = "none"
+    project: Annotated[str, About("Where the tracker files the run.")] = "mmsearch"
     save_every: Annotated[int, About("Write a checkpoint every n iterations, and at the end.", "iterations", low=1)] = (
         10
     )

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from mmsearch_env.errors import ConfigError
-from training.config import About, AlgorithmConfig, RunConfig
+from training.config import About, AlgorithmConfig, OutputConfig, RunConfig
 
 _BUNDLED = Path(__file__).parent / "configs"
 _EXPONENT = re.compile(r"[+-]?[0-9]+([eE][+-]?[0-9]+)")
@@ -219,6 +219,11 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             f"algorithm.correction_cap: expected {AlgorithmConfig().correction_cap:g} with correction 'none', got "
             f"{algorithm.correction_cap:g}; choose a correction"
+        )
+    if config.output.tracker == "none" and config.output.project != OutputConfig().project:
+        raise ConfigError(
+            f"output.project: expected {OutputConfig().project!r} with tracker 'none', got {config.output.project!r}; "
+            "choose a tracker"
         )
     if algorithm.questions_per_update > config.rollout.questions_per_iteration:
         raise ConfigError(

@@ -28,6 +28,7 @@ from training.order import fingerprint
 from training.progress import RunProgress
 from training.records import MetricsFile, TensorBoard, Transcripts, read_metrics
 from training.task import Task, TrainablePolicy
+from training.trackers import open_tracker
 from training.train import Counters, Run, Watcher, train
 
 
@@ -193,7 +194,15 @@ def _writers(config: RunConfig, parts: Parts, folder: Folder, counters: Counters
         MetricsFile(folder.metrics, after=counters.iteration),
         TensorBoard(folder.tensorboard, after=counters.iteration),
         Transcripts(folder.transcripts, every=config.output.transcripts_every, render=parts.task.transcript),
+        *_trackers(config),
     ]
+
+
+def _trackers(config: RunConfig) -> list[Watcher]:
+    output = config.output
+    if output.tracker == "none":
+        return []
+    return [open_tracker(output.tracker, folder=Path(output.folder), project=output.project, config=to_mapping(config))]
 
 
 def _evaluate(parts: Parts, engine: Engine, path: Path, when: str, console: Console) -> None:
