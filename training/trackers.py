@@ -1,7 +1,7 @@
 """Experiment trackers beside TensorBoard, each imported only when a recipe names it. Each is a watcher of the loop.
 
-They follow their own environment variables (``WANDB_MODE``, ``WANDB_API_KEY``, ``MLFLOW_TRACKING_URI``, ...); without any,
-Weights & Biases asks for its key as it always does, MLflow and trackio write to this machine.
+They follow their own environment variables, such as ``WANDB_MODE`` or ``MLFLOW_TRACKING_URI``. Without any, Weights &
+Biases asks for its key as it always does; MLflow and trackio write to this machine.
 """
 
 from __future__ import annotations
@@ -69,14 +69,11 @@ def _mlflow(folder: Path, project: str, config: Mapping[str, Any]) -> Log:
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = mlflow.set_experiment(project)
     client = mlflow.MlflowClient()
-    where = f"attributes.run_name = '{folder.name}' and tags.folder = '{folder}'"
-    found = client.search_runs([experiment.experiment_id], filter_string=where)
-    run = (
-        found[0]
-        if found
-        else client.create_run(experiment.experiment_id, tags={"folder": str(folder)}, run_name=folder.name)
-    )
-    if not found:
+    earlier = client.search_runs([experiment.experiment_id], filter_string=f"tags.folder = '{folder}'")
+    if earlier:
+        (run, *_) = earlier
+    else:
+        run = client.create_run(experiment.experiment_id, tags={"folder": str(folder)}, run_name=folder.name)
         for name, value in _flat(config):
             client.log_param(run.info.run_id, name, value)
 

@@ -46,6 +46,7 @@ def test_a_resumed_run_goes_on_in_weights_and_biases(tmp_path: Path, monkeypatch
     assert list((tmp_path / "run").rglob("*.wandb"))
 
 
+@pytest.mark.filterwarnings("ignore")  # of its own dependencies
 def test_what_mlflow_gets_is_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
