@@ -14,19 +14,21 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agents.evaluate import evaluate
+from agents.evaluate import Evaluation, evaluate
 from agents.labelling import measured_labels
 from agents.labels import EPISODES, LABELS_FILE, labels_in, load_labels, save_labels
 from agents.playing import Playing
+from agents.policy import Policy
 from agents.tables import evaluation_table
-from agents.workflows import WORKFLOWS
+from agents.workflows import WORKFLOWS, Workflow
 from mmsearch_env.errors import ConfigError, MMSearchError
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
 
 _USUAL = Playing()
 # Options that a training run brings itself.
-_OF_MODEL = ("model", "adapter", "dtype", "max_new_tokens", "max_context_tokens")
+_OF_MODEL = ("model", "adapter", "dtype", "max_new_tokens", "max_context_tokens", "endpoint", "key_variable")
+_OF_WEIGHTS = ("adapter", "dtype")
 _OF_ENV = ("world", "prompts")
 _LABELLED_AT_ONCE = 128
 """Questions after which labels are written, so that a stopped command goes on."""
@@ -63,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     scoring = commands.add_parser("evaluate", parents=[common], help="score a model under one or more workflows")
     scoring.add_argument("--run", type=Path, help="folder of a training run: its model, adapter and environment")
     scoring.add_argument("--adapter", type=Path, help="folder of a LoRA adapter to put on the model")
+    scoring.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible end point where the model is")
+    scoring.add_argument("--key-variable", metavar="NAME", help="environment variable with the end point's key")
     scoring.add_argument("--workflow", action="append", choices=tuple(WORKFLOWS), help="may be given several times")
     scoring.add_argument("--split", default="test", help="train, validation, test or all (%(default)s)")
     scoring.add_argument("--temperature", type=float, help="of sampling (default 0, or the run's own)")
@@ -70,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     labelling = commands.add_parser("label", parents=[common], help="measure which searches each question needs")
     labelling.add_argument("--split", default="all", help="train, validation, test or all (%(default)s)")
     labelling.add_argument("--processes", type=int, default=1, help="CPU processes that share the work (%(default)s)")
-    labelling.set_defaults(call=_label, run=None, adapter=None, temperature=None)
+    labelling.set_defaults(call=_label, run=None, adapter=None, temperature=None, endpoint=None, key_variable=None)
     return parser
 
 
@@ -79,25 +83,20 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         raise ConfigError(f"--out: expected a file in a folder that exists, got {options.out}; make the folder first")
     playing = _playing(options)
     questions = load_labels(playing.folder).on(_questions(options, playing))
-    policy = playing.policy()
-    evaluations = []
-    for name in options.workflow or ["on_demand"]:
-        workflow = WORKFLOWS[name]
-        with _Bar(console, name, len(questions)) as bar:
-            make_env = playing.make_env(workflow)
-            evaluations.append(
-                evaluate(
-                    policy,
-                    make_env,
-                    questions,
-                    seed=options.seed,
-                    workflow=workflow,
-                    on_episode=lambda _: bar.advance(1),
-                )
-            )
+    with playing.player() as policy:
+        chosen = [WORKFLOWS[name] for name in options.workflow or ["on_demand"]]
+        evaluations = [_scored(policy, playing, questions, workflow, options.seed, console) for workflow in chosen]
     Console().print(evaluation_table(evaluations))
     if options.out:
         options.out.write_text(json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1) + "\n")
+
+
+def _scored(
+    policy: Policy, playing: Playing, questions: QuestionSet, workflow: Workflow, seed: int, console: Console
+) -> Evaluation:
+    with _Bar(console, workflow.name, len(questions)) as bar:
+        make_env = playing.make_env(workflow)
+        return evaluate(policy, make_env, questions, seed=seed, workflow=workflow, on_episode=lambda _: bar.advance(1))
 
 
 def _label(options: argparse.Namespace, console: Console) -> None:
@@ -130,6 +129,10 @@ def _playing(options: argparse.Namespace) -> Playing:
             )
         found = Playing.of_run(options.run, device=options.device)
         return found if options.temperature is None else replace(found, temperature=options.temperature)
+    if options.endpoint and (given := [name for name in _OF_WEIGHTS if getattr(options, name) is not None]):
+        raise ConfigError(f"--endpoint: expected no --{given[0]} beside it, which is for weights in this process")
+    if options.key_variable and not options.endpoint:
+        raise ConfigError("--key-variable: expected --endpoint beside it, got none")
     model, env = (
         {name: value for name in names if (value := getattr(options, name)) is not None}
         for names in (_OF_MODEL, _OF_ENV)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from agents.engines.endpoint import EndpointPolicy
 from agents.engines.hf import SamplingLimits
 from agents.lmm import LMMPolicy, LoRASettings
+from agents.policy import Policy
 from agents.rollout import MakeEnv
 from agents.workflows import Workflow
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import DataError
+from mmsearch_env.net.secret import read_secret
 
 RECIPE_FILE = "recipe.json"
 ADAPTER_FOLDER = "adapter"
@@ -43,6 +47,8 @@ class Playing:
         max_context_tokens: tokens of a conversation at most.
         temperature: of sampling; 0 takes the likeliest token.
         env: keywords of ``MMSearchEnv``, questions left out.
+        endpoint: address of an OpenAI-compatible end point where ``model`` is; "" for weights in this process.
+        key_variable: environment variable with the end point's key; "" where it asks for none.
     """
 
     model: str = "atlas-tiny"
@@ -54,6 +60,8 @@ class Playing:
     max_context_tokens: int = 1024
     temperature: float = 0.0
     env: Mapping[str, Any] = field(default_factory=lambda: {"world": "atlas", **BRIEF})
+    endpoint: str = ""
+    key_variable: str = ""
 
     @classmethod
     def of_run(cls, folder: Path, *, device: str) -> Self:
@@ -96,14 +104,30 @@ class Playing:
         limits = {"max_new_tokens": self.max_new_tokens, "max_context_tokens": self.max_context_tokens}
         return {"env": env, "system": self.system, "dtype": self.dtype, **limits}
 
+    @contextmanager
+    def player(self) -> Iterator[Policy]:
+        """The model, here or behind its end point, ready to play. Raises PolicyError, ConfigError."""
+        if not self.endpoint:
+            yield self.policy()
+            return
+        secret = read_secret(variable=self.key_variable) if self.key_variable else None
+        with closing(
+            EndpointPolicy(self.endpoint, self.model, limits=self._limits, secret=secret, system=self.system)
+        ) as policy:
+            yield policy
+
+    @property
+    def _limits(self) -> SamplingLimits:
+        return SamplingLimits(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+
     def policy(self) -> LMMPolicy:
-        """The model, ready to play. Raises PolicyError."""
+        """The model in this process. Raises PolicyError."""
         policy = LMMPolicy.load(
             self.folder if self.folder.is_dir() else self.model,
             lora=None if self.adapter is None else LoRASettings.stored(self.adapter),
             dtype=self.dtype,
             device=self.device,
-            limits=SamplingLimits(max_new_tokens=self.max_new_tokens, temperature=self.temperature),
+            limits=self._limits,
             max_context_tokens=self.max_context_tokens,
             system=self.system,
         )
