@@ -50,6 +50,25 @@ class SharedInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedInputs:
+    """The same for a model that keeps no keys and values while it is trained: each group is one long row.
+
+    A row is a beginning and all rests of its group, one behind the other; a token sees its beginning and its own rest.
+
+    Attributes:
+        packs: forward keywords of the long rows, right-padded; ``attention_mask`` is (U, 1, T, T), True where seen.
+        which: (B,) the long row of each row.
+        starts: (B,) where its rest begins in that.
+        sizes: (B,) tokens of its beginning.
+    """
+
+    packs: Mapping[str, Any]
+    which: torch.Tensor
+    starts: torch.Tensor
+    sizes: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Parted:
     """A row in two parts: ``beginning`` may be that of other rows too."""
 
@@ -79,9 +98,13 @@ class InputBuilder:
 
     @property
     def can_share(self) -> bool:
-        """Whether rows may be run in parts: not where a part must know the whole, or where nothing is kept of it."""
-        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())
-        return self.tower_is_frozen and not self._renderer.uses_token_types and not checkpointed
+        """Whether rows may be run in parts: not where a part must know the whole, or where the tower is trained."""
+        return self.tower_is_frozen and not self._renderer.uses_token_types
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether activations are made anew for the gradient; keys and values are not kept then."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())
 
     @property
     def position_rows(self) -> int:
@@ -105,6 +128,30 @@ class InputBuilder:
         chosen = torch.tensor(which, device=rests["input_ids"].device)
         rests["attention_mask"] = torch.cat([first["attention_mask"][chosen], rests["attention_mask"]], dim=1)
         return SharedInputs(first, rests, chosen, sizes.to(chosen.device))
+
+    def build_packed(self, rows: Sequence[Parted]) -> PackedInputs:
+        """The same rows, each group as one long row. The tower must be frozen."""
+        beginnings, which = distinct([row.beginning for row in rows])
+        members = [[number for number, group in enumerate(which) if group == pack] for pack in range(len(beginnings))]
+        starts = [0] * len(rows)
+        packs, places, segments = [], [], []
+        for beginning, group in zip(beginnings, members, strict=True):
+            ids, images = list(beginning.token_ids), list(beginning.images)
+            where, segment = [self.positions(beginning)], [0] * len(ids)
+            for order, number in enumerate(group, start=1):
+                rest, starts[number] = rows[number].rest, len(ids)
+                ids += rest.token_ids
+                images += rest.images
+                where.append(self.positions(rows[number].whole)[:, len(beginning.token_ids) :])
+                segment += [order] * len(rest.token_ids)
+            packs.append(Row(tuple(ids), tuple(images)))
+            places.append(torch.cat(where, dim=1))
+            segments.append(segment)
+        inputs = self._built(packs, places, "right")
+        device = inputs["input_ids"].device
+        inputs["attention_mask"] = _seen(segments, inputs["input_ids"].shape[1]).to(device)
+        sizes = torch.tensor([len(row.beginning.token_ids) for row in rows], device=device)
+        return PackedInputs(inputs, torch.tensor(which, device=device), torch.tensor(starts, device=device), sizes)
 
     def build_rests(self, rows: Sequence[Parted], *, padding: Literal["left", "right"]) -> dict[str, Any]:
         """Forward keywords for what follows the beginnings, which the model has read."""
@@ -162,6 +209,16 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     which = [numbers.setdefault(row.key, len(numbers)) for row in rows]
     found = dict(zip(which, rows, strict=True))
     return [found[number] for number in range(len(numbers))], which
+
+
+def _seen(segments: Sequence[Sequence[int]], length: int) -> torch.Tensor:
+    """(U, 1, T, T) which token sees which: those before it that are of its own segment or of segment 0, and itself."""
+    padded = torch.full((len(segments), length), -1)
+    for number, segment in enumerate(segments):
+        padded[number, : len(segment)] = torch.tensor(segment)
+    same = padded[:, :, None] == padded[:, None, :]
+    seen = (same | (padded[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
+    return seen[:, None]
 
 
 def _is_vision(parameter_name: str) -> bool:

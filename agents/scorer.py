@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from agents.inputs import SharedInputs
+from agents.inputs import PackedInputs, SharedInputs
 from mmsearch_env.errors import PolicyError
 
 _CHUNK = 1024
@@ -43,12 +43,14 @@ class TokenScorer(nn.Module):
         self.register_buffer("banned", banned, persistent=False)
 
     def forward(
-        self, inputs: Mapping[str, Any] | SharedInputs, loss_mask: Tensor, temperature: float = 1.0
+        self, inputs: Mapping[str, Any] | SharedInputs | PackedInputs, loss_mask: Tensor, temperature: float = 1.0
     ) -> TokenScores:
         """Score the tokens where ``loss_mask`` (B, T) is True; ``inputs`` come from ``LMMPolicy.forward_inputs``."""
         rows, columns = loss_mask.nonzero(as_tuple=True)
         if isinstance(inputs, SharedInputs):
             before, targets = self._shared(inputs, rows, columns)
+        elif isinstance(inputs, PackedInputs):
+            before, targets = self._packed(inputs, rows, columns)
         else:
             before, targets = self._plain(inputs, loss_mask, rows, columns)
         scores = [
@@ -88,6 +90,14 @@ class TokenScorer(nn.Module):
         hidden = torch.cat([begun[inputs.which, -1:], rest], dim=1)
         places = columns - inputs.sizes[rows]
         return hidden[rows, places], inputs.rests["input_ids"][rows, places]
+
+    def _packed(self, inputs: PackedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with each group as one long row."""
+        hidden: Tensor = base_model(self.model).model(**inputs.packs, use_cache=False).last_hidden_state
+        packs, sizes = inputs.which[rows], inputs.sizes[rows]
+        places = inputs.starts[rows] + columns - sizes
+        before = torch.where(columns == sizes, sizes, places) - 1
+        return hidden[packs, before], inputs.packs["input_ids"][packs, places]
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_model(self.model).lm_head

@@ -49,6 +49,8 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     )
     if settings.adapter:
         policy.load_adapter(Path(settings.adapter))
+    if config.engine.gradient_checkpointing:
+        policy.checkpoint_activations()
     return policy
 
 

@@ -209,6 +209,9 @@ class EngineConfig:
             low=1,
         ),
     ] = 8192
+    gradient_checkpointing: Annotated[
+        bool, About("Make activations anew for the gradient in place of keeping them: less memory, more time.")
+    ] = False
     timeout_s: Annotated[
         float, About("How long a rank waits for the others before the run fails.", "seconds", low=1)
     ] = 1800.0

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import adapted_policy, noise
+from families import FAMILIES, adapted_policy, noise
 
 from agents import scorer as scorer_module
 from agents.engines.hf import SamplingLimits
-from agents.inputs import InputBuilder, Parted, SharedInputs
-from agents.lmm import LMMPolicy
+from agents.inputs import InputBuilder, PackedInputs, Parted, SharedInputs
+from agents.lmm import LMMPolicy, _parted
 from agents.policy import Reply, Request
 from agents.scorer import TokenScorer
 from agents.trajectory import Trajectory, Turn
@@ -70,19 +70,24 @@ def episodes(policy: LMMPolicy) -> list[Trajectory]:
 
 
 @pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6), (0, 5, 2, 6), (0, 4, 5)])
+@pytest.mark.parametrize("layout", ["shared", "packed"])
 def test_scores_and_gradients_are_those_of_whole_rows(
-    policy: LMMPolicy, episodes: list[Trajectory], chosen: tuple[int, ...]
+    policy: LMMPolicy, episodes: list[Trajectory], chosen: tuple[int, ...], layout: str
 ) -> None:
     """One group, two groups, two groups mixed, and a group beside an episode alone."""
     played = [episodes[number] for number in chosen]
     mask = mask_of(played)
-    shared = policy.forward_inputs(played)
-    assert isinstance(shared, SharedInputs)
+    together = policy.forward_inputs(played)
+    assert isinstance(together, SharedInputs)
+    tokens = together.beginnings["input_ids"].numel() + together.rests["input_ids"].numel()
+    fast: SharedInputs | PackedInputs = together
+    if layout == "packed":
+        fast = policy.builder.build_packed([_parted(one) for one in played])
+        tokens = int((fast.packs["input_ids"] != policy.renderer.tokenizer.pad_token_id).sum())
     whole = policy.whole_inputs(played)
-    tokens = shared.beginnings["input_ids"].numel() + shared.rests["input_ids"].numel()
     assert tokens < whole["input_ids"].numel()
     (logprobs, entropy, slopes), (plain, plain_entropy, plain_slopes) = (
-        scored(policy, inputs, mask) for inputs in (shared, whole)
+        scored(policy, inputs, mask) for inputs in (fast, whole)
     )
     torch.testing.assert_close(logprobs, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy, plain_entropy, atol=1e-5, rtol=0)
@@ -123,14 +128,29 @@ def test_the_comparison_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, fau
         assert isinstance(policy.forward_inputs(played), dict)
 
 
-def test_gradient_checkpointing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers then drops keys and values without a word to the caller."""
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_activations_that_are_made_anew_change_nothing(family: str) -> None:
+    """Keys and values are not kept then, so each group becomes one long row."""
+    policy = adapted_policy(family, limits=SamplingLimits(max_new_tokens=8))
+    played = [*group(policy, 0, 3), *group(policy, 1, 2)]
+    mask = mask_of(played)
+    kept = scored(policy, policy.forward_inputs(played), mask)
+    policy.checkpoint_activations()
+    packed = policy.forward_inputs(played)
+    assert isinstance(packed, PackedInputs) and policy.shares_prompts
+    anew = scored(policy, packed, mask)
+    torch.testing.assert_close(anew[0], kept[0], atol=1e-5, rtol=0)
+    for one, other in zip(anew[2], kept[2], strict=True):
+        assert float((one - other).norm()) <= 1e-4 * float(other.norm())
+    assert [len(t.turns) for t in group(policy, 2, 2)] == [2, 2]  # sampling goes on as before
+
+
+def test_keys_and_values_that_are_dropped_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does, without a word to the caller, where activations are made anew."""
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=8))
     played = group(policy, 0, 3)
-    policy.model.get_base_model().activation_checkpointing_enable()
-    assert not policy.shares_prompts
-    assert isinstance(policy.forward_inputs(played), dict)
-    monkeypatch.setattr(InputBuilder, "can_share", property(lambda self: True))
+    policy.checkpoint_activations()
+    monkeypatch.setattr(InputBuilder, "is_checkpointed", property(lambda self: False))
     with pytest.warns(PolicyWarning, match="got a gap of .*every episode is run whole from now on"):
         assert isinstance(policy.forward_inputs(played), dict)
     with warnings.catch_warnings():

@@ -66,3 +66,9 @@ def test_every_process_needs_a_question() -> None:
     config = recipe(rollout={"questions_per_iteration": 3})
     with pytest.raises(ConfigError, match="expected at least 4, one for each process, got 3"):
         compose.build_parts(config, Place(0, 4, torch.device("cpu")))
+
+
+def test_gradient_checkpointing_reaches_the_model() -> None:
+    place = torch.device("cpu")
+    assert not compose.build_policy(recipe(), device=place).builder.is_checkpointed
+    assert compose.build_policy(recipe(engine={"gradient_checkpointing": True}), device=place).builder.is_checkpointed
