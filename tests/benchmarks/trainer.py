@@ -1,7 +1,7 @@
 """One iteration of GRPO on a LoRA-adapted LMM, from rollout to optimiser step, beside TRL's GRPOTrainer.
 
-    python tests/benchmarks/trainer.py                      # S1, S2 and S3
-    python tests/benchmarks/trainer.py --setup S2 --threads 2
+    python tests/benchmarks/trainer.py --peer-python PYTHON      # S1, S2 and S3 beside TRL, which PYTHON has
+    python tests/benchmarks/trainer.py --setup S2 --threads 2    # ours alone
 
 Both sides have the same architecture with random weights, the same numbers of pictures, prompt tokens, tokens of every
 completion and observation, turns, episodes of a group, LoRA rank and optimiser, one micro-batch and one update an
@@ -92,7 +92,7 @@ class FixedTask(SearchTask):
         return Fixed(**self.env)
 
 
-def ours(setup: Setup, iterations: int, observation_tokens: int) -> dict[str, Any]:
+def ours(setup: Setup, iterations: int) -> dict[str, Any]:
     """Medians come later: (wall, CPU) seconds of each iteration."""
     model, processor = built(setup)
     adapted = with_adapter(model, LoRASettings(LORA_RANK, LORA_ALPHA))
@@ -101,7 +101,7 @@ def ours(setup: Setup, iterations: int, observation_tokens: int) -> dict[str, An
     policy.scorer.banned = torch.tensor(sorted({*policy.scorer.banned.tolist(), *policy.renderer.end_ids}))
     Fixed.turns = setup.turns
     questions = QuestionSet("pictures", [question(setup, policy, n) for n in range(iterations + _WARM_UP)])
-    env = environment(setup, questions, Pictures(setup.tool_px, title(setup, policy, questions[0], observation_tokens)))
+    env = environment(setup, questions, Pictures(setup.tool_px, title(setup, policy, questions[0])))
     task = FixedTask(policy, questions, env, RolloutLimits(), 1.0)
     config = config_from_mapping(
         {
@@ -191,21 +191,21 @@ def environment(setup: Setup, questions: QuestionSet, tool: Any) -> dict[str, An
     }
 
 
-def title(setup: Setup, policy: LMMPolicy, made: Question, observation_tokens: int) -> str:
+def title(setup: Setup, policy: LMMPolicy, made: Question) -> str:
     """A title of a hit that makes an observation exactly so many tokens long."""
     if setup.turns == 1:
         return ""
     said = Completion("", (0,), (0.0,), FinishReason.STOP)
     text = "x"
-    for _ in range(observation_tokens):
+    for _ in range(setup.observation_tokens):
         env = Fixed(**environment(setup, QuestionSet("one", [made]), Pictures(setup.tool_px, text)))
         env.reset(seed=0)
         env.step(ImageSearch())
         length = len(policy.renderer.extension(env.new_messages, said).token_ids)
-        if length == observation_tokens:
+        if length == setup.observation_tokens:
             return text
         text += words(policy.renderer.tokenizer)[0]
-    raise SystemExit(f"no title makes an observation of {observation_tokens} tokens: the shortest has more")
+    raise SystemExit(f"no title makes an observation of {setup.observation_tokens} tokens: the shortest has more")
 
 
 def clock() -> tuple[float, float]:
@@ -233,27 +233,26 @@ def in_process(script: str, *arguments: object, python: str = sys.executable) ->
 
 
 def compared(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Both sides of one setup, in turns."""
-    setup = SETUPS[name]
-    sides: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": []}
-    observed = 0
+    """Both sides of one setup, in turns; ours alone where there is no peer."""
+    sides: dict[str, list[dict[str, Any]]] = {"ours": []}
+    if given.peer_python:
+        sides["peer"] = []
     for number in range(given.rounds):
-        note(f"{name}, round {number + 1}: TRL")
-        peer = in_process("trainer_peer.py", name, given.iterations, given.threads, python=given.peer_python)
-        if setup.turns > 1:
-            observed, left = divmod(peer["tokens"][1] - setup.turns * setup.completion_tokens, setup.turns - 1)
-            assert not left, peer["tokens"]
-        note(f"{name}, round {number + 1}: ours")
-        mine = in_process("trainer.py", "--one", name, observed, given.iterations, given.threads)
-        assert mine["tokens"] == peer["tokens"], (mine["tokens"], peer["tokens"])
-        sides["peer"].append(peer)
-        sides["ours"].append(mine)
+        for side, runs in sides.items():
+            note(f"{name}, round {number + 1}: {side}")
+            work = (name, given.iterations, given.threads)
+            if side == "peer":
+                runs.append(in_process("trainer_peer.py", *work, python=given.peer_python))
+            else:
+                runs.append(in_process("trainer.py", "--one", *work))
+    tokens = [run["tokens"] for runs in sides.values() for run in runs]
+    assert all(found == tokens[0] for found in tokens), tokens
     return summary(sides)
 
 
 def summary(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Medians over all iterations of all rounds, and how many times as much the peer takes."""
-    found: dict[str, Any] = {"tokens": sides["ours"][0]["tokens"], "peer_version": sides["peer"][0]["peer"]}
+    found: dict[str, Any] = {"tokens": sides["ours"][0]["tokens"]}
     for measure in ("cpu_s", "wall_s"):
         medians = {
             side: {
@@ -262,11 +261,13 @@ def summary(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             }
             for side, runs in sides.items()
         }
-        found[measure] = medians | {
-            "times": {part: round(medians["peer"][part] / medians["ours"][part], 2) for part in _PARTS}
-        }
-    memory = {side: max(run["peak_rss_mb"] for run in runs) for side, runs in sides.items()}
-    found["peak_rss_mb"] = memory | {"share": round(memory["ours"] / memory["peer"], 2)}
+        found[measure] = medians
+        if "peer" in sides:
+            found[measure]["times"] = {part: round(medians["peer"][part] / medians["ours"][part], 2) for part in _PARTS}
+    found["peak_rss_mb"] = {side: max(run["peak_rss_mb"] for run in runs) for side, runs in sides.items()}
+    if "peer" in sides:
+        found["peer"] = sides["peer"][0]["peer"]
+        found["peak_rss_mb"]["share"] = round(found["peak_rss_mb"]["ours"] / found["peak_rss_mb"]["peer"], 2)
     return found
 
 
@@ -277,14 +278,17 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=4, help="measured in each round, after a warm-up")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with the extra peers")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--peer-python", help="an interpreter with the extra peers; without it ours runs alone")
+    parser.add_argument("--quick", action="store_true", help="a tiny setup, 1 iteration")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        name, observed, iterations, threads = given.one
+        name, iterations, threads = given.one
         torch.set_num_threads(int(threads))
-        print(json.dumps(ours(SETUPS[name], int(iterations), int(observed))))
+        print(json.dumps(ours(SETUPS[name], int(iterations))))
         return
+    if given.quick:
+        given.setup, given.iterations, given.rounds, given.peer_python = ["quick"], 1, 1, None
     table = {name: compared(name, given) for name in given.setup}
     settings = {name: value for name, value in vars(given).items() if name not in ("one", "peer_python")}
     report("trainer", settings, ("torch", "transformers", "peft", "deepspeed"), table=table)

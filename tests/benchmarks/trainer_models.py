@@ -49,6 +49,7 @@ class Setup:
         completion_tokens: of every turn.
         turns: of an episode.
         tool_px: side of the picture that each search returns.
+        observation_tokens: of what is said with it.
         group_size: episodes of the one question of an iteration.
     """
 
@@ -65,19 +66,20 @@ class Setup:
     pictures: int = 2
     picture_px: int = 280
     tool_px: int = 112
+    observation_tokens: int = 0
     group_size: int = 8
 
 
 SETUPS: Mapping[str, Setup] = {
     "S1": Setup("qwen2_5_vl", prompt_tokens=400, completion_tokens=64),
-    "S2": Setup("qwen3_vl", prompt_tokens=604, completion_tokens=48, turns=3),
+    "S2": Setup("qwen3_vl", prompt_tokens=604, completion_tokens=48, turns=3, observation_tokens=61),
     "S3": Setup(
         "qwen2_5_vl", prompt_tokens=600, completion_tokens=150, width=384, layers=6, heads=6, vocabulary=8192,
         vision_width=256, vision_layers=6,
     ),
     "quick": Setup(
         "qwen3_vl", prompt_tokens=440, completion_tokens=48, turns=2, width=64, layers=2, heads=2, vocabulary=600,
-        vision_width=32, vision_layers=2, pictures=1, picture_px=112, group_size=2,
+        vision_width=32, vision_layers=2, pictures=1, picture_px=112, group_size=2, observation_tokens=120,
     ),
 }  # fmt: skip
 
