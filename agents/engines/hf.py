@@ -191,10 +191,14 @@ class Sampling:
         for saying, token, value in zip(self.sayings, tokens.tolist(), values.tolist(), strict=True):
             saying.ids.append(token)
             saying.logprobs.append(value)
-        going = [place for place, saying in enumerate(self.sayings) if not self._has_ended(saying)]
-        ended = [(place, saying) for place, saying in enumerate(self.sayings) if place not in set(going)]
-        for place, saying in ended:
-            sampler._reader.keep(reading, place, saying.asked.with_said(saying.ids))
+        going: list[int] = []
+        ended: list[Saying] = []
+        for place, saying in enumerate(self.sayings):
+            if self._has_ended(saying):
+                sampler._reader.keep(reading, place, saying.asked.with_said(saying.ids))
+                ended.append(saying)
+            else:
+                going.append(place)
         self.sayings = [self.sayings[place] for place in going]
         if not going:
             self._reading = None
@@ -202,7 +206,7 @@ class Sampling:
             if ended:
                 reading, tokens = reading.chosen(going), tokens[going]
             self._reading = sampler._reader.read_on(reading, tokens)
-        return [saying for _, saying in ended]
+        return ended
 
     def _has_ended(self, saying: Saying) -> bool:
         if self._sampler._has_ended(saying.asked.forced, saying.ids, self._limits.stop_tags):
