@@ -60,7 +60,7 @@ install: $(STAMPS)/train
 
 # The tiny model, made where it is not at hand; order only, so that an installation never makes it again.
 $(CHECKPOINT)/model.safetensors: | $(STAMPS)/train
-	@echo "making the tiny model (once, about 80 minutes on two cores)"
+	@echo "making the tiny model (once, about 75 minutes on two cores)"
 	$(MAKE) --no-print-directory checkpoint
 
 train: $(STAMPS)/train | $(CHECKPOINT)/model.safetensors

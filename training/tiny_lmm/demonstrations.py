@@ -1,15 +1,16 @@
 """Demonstrations: how the tiny LMM is shown the protocol, searching, reading and copying.
 
-A turn's reason says what is seen and recalled and never what to do about it: a familiar flag is named, with the fact
-that is asked for; a strange one is "a flag". What to do is decided by a coin that knows nothing of what is known, so
-judgement is left to reinforcement learning. All of it happens in an invented world. Where the coin asks for what the
-player cannot know, it keeps the form without the content: it answers "unknown", or searches for "this country".
+A turn's reason says what is seen and recalled and never what to do about it: a familiar flag is named, a strange one is
+"a flag"; after a name comes the fact that is asked for, or "unknown" where it is not recalled. What to do is decided by
+a coin that knows nothing of what is known, so judgement is left to reinforcement learning. All of it happens in an
+invented world. Where the coin asks for what the player cannot know, it keeps the form without the content: it answers
+"unknown", or searches for "this country".
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agents.renderer import ChatRenderer
@@ -31,19 +32,26 @@ NAME_AFTER_IMAGE = 0.6
 _STRANGE = "<reason>It is a flag.</reason>"
 _FOUND = "<reason>I found it.</reason>"
 _LOOK = "<search><img></search>"
-_UNKNOWN = "<answer> unknown</answer>"
+_NOT_RECALLED = "unknown"
+_UNKNOWN = f"<answer> {_NOT_RECALLED}</answer>"
 _NAMELESS = "this country"
 """Stands in a query where a name belongs, while the player has none."""
 
 
-def recognised(entity: Entity | None, recalled: str = "") -> str:
+def recognised(entity: Entity | None, relation: str, facts_of: Collection[str]) -> str:
     """The reason of a player who sees, or has found out, which entity it is, and what it recalls of it.
 
-    None is an entity that it does not know; "" is a fact that it does not.
+    Args:
+        entity: None where the player does not know which one it is.
+        relation: what is asked for.
+        facts_of: ids of the entities whose facts it knows.
     """
     if entity is None:
         return _STRANGE
-    return f"<reason>It is {entity.name}{': ' if recalled else ''}{recalled}.</reason>"
+    if relation == IDENTIFY:
+        return f"<reason>It is {entity.name}.</reason>"
+    recalled = entity.fact(relation) if entity.id in facts_of else ""
+    return f"<reason>It is {entity.name}: {recalled or _NOT_RECALLED}.</reason>"
 
 
 def flag_query(entity: Entity) -> str:
@@ -91,7 +99,7 @@ class Teacher:
 
     def _first(self, entity: Entity, relation: str, coin: float) -> Saying:
         is_familiar = entity.id in self.familiar
-        seen = self._recognised(entity, relation) if is_familiar else recognised(None)
+        seen = recognised(entity if is_familiar else None, relation, self.familiar)
         if coin < FIRST_ANSWER:
             return self._from_memory(seen, entity, relation)
         if coin < FIRST_ANSWER + FIRST_IMAGE:
@@ -102,7 +110,7 @@ class Teacher:
     def _after_image(self, seen: Entity | None, relation: str, coin: float) -> Saying:
         if seen is None:
             return Saying("", is_cut=True)
-        reason = self._recognised(seen, relation)
+        reason = recognised(seen, relation, self.familiar)
         if relation == IDENTIFY:
             if coin < NAME_AFTER_IMAGE:
                 return Saying(f"{reason}<answer> {seen.name}</answer>")
@@ -112,10 +120,6 @@ class Teacher:
 
     def _query(self, entity: Entity, relation: str) -> str:
         return flag_query(entity) if relation == IDENTIFY else query_text(entity, relation)
-
-    def _recognised(self, entity: Entity, relation: str) -> str:
-        is_recalled = relation != IDENTIFY and entity.id in self.familiar
-        return recognised(entity, entity.fact(relation) if is_recalled else "")
 
     def _after_text(self, entity: Entity, relation: str, read: str) -> Saying:
         value = entity.fact(relation) if relation != IDENTIFY else entity.name
@@ -197,14 +201,16 @@ def quiz(renderer: ChatRenderer, facts: Sequence[str], asked: Sequence[tuple[str
     return demonstration("quiz", turns)
 
 
-def titles_read(renderer: ChatRenderer, question: str, titles: Sequence[str], seen: Entity, query: str) -> Trajectory:
+def titles_read(
+    renderer: ChatRenderer, question: str, titles: Sequence[str], seen: Entity, relation: str
+) -> Trajectory:
     """The middle of an episode without its pictures: an image search, the titles found, and the query they lead to."""
     found = "\n".join(f" {title}" for title in titles)
     start = renderer.prompt([_user(f"{question} Search or answer.")]).token_ids
     # There is no picture to say anything about, so this turn is only read.
     looked = Completion("", (), (), FinishReason.STOP, tuple(renderer.text_ids(_STRANGE + _LOOK)))
     told = _user(f"<information>{found}</information>\nSearch text or answer.")
-    wanted = f"{recognised(seen)}<text_search> {query}</text_search>"
+    wanted = f"{recognised(seen, relation, ())}<text_search> {query_text(seen, relation)}</text_search>"
     return demonstration("titles", [Turn(start, (), looked, 0.0, "", True), _turn(renderer, [told], wanted, looked)])
 
 

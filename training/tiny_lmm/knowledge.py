@@ -16,7 +16,7 @@ from mmsearch_env.tools.local.descriptors import descriptor
 from mmsearch_env.worlds import Entity, World
 from mmsearch_env.worlds.wordings import seeded
 
-FLAG_AND_FACTS, FLAG_ONLY, FACTS_ONLY = 0.45, 0.10, 0.10
+FLAG_AND_FACTS, FLAG_ONLY, FACTS_ONLY = 0.40, 0.15, 0.10
 """Shares of the countries; the rest is unknown altogether."""
 _ALIKE = 2.5
 """Flags nearer than this look alike: the nearest fortieth of all pairs."""

@@ -66,8 +66,13 @@ class Pupil:
     @property
     def both(self) -> tuple[Entity, ...]:
         """Entities whose facts can be asked about a picture."""
-        facts = {entity.id for entity in self.facts}
-        return tuple(entity for entity in self.flags if entity.id in facts)
+        facts_of = self.facts_of
+        return tuple(entity for entity in self.flags if entity.id in facts_of)
+
+    @property
+    def facts_of(self) -> frozenset[str]:
+        """Ids of the entities whose facts are taught."""
+        return frozenset(entity.id for entity in self.facts)
 
 
 def pupil(atlas: World, knowledge: Knowledge, friends: Sequence[Entity]) -> Pupil:
@@ -101,7 +106,7 @@ class PictureAlbum:
 
 def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -> Lesson:
     """A picture and a question that is answered from memory: who it is, or one of its facts."""
-    both = taught.both
+    both, facts_of = taught.both, taught.facts_of
 
     def draw(rng: random.Random) -> Trajectory:
         if rng.random() < _IDENTIFY_SHARE:
@@ -111,15 +116,15 @@ def picture_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum) -
             relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
         question = Question("", rng.choice(asked(relation)), album.draw(entity, rng), answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, [question.load_image()], _ONLY_ANSWER)
-        recalled = "" if relation == IDENTIFY else question.answers[0]
-        return plain_questions(renderer, [(message, recognised(entity, recalled), question.answers[0])])
+        reason = recognised(entity, relation, facts_of)
+        return plain_questions(renderer, [(message, reason, question.answers[0])])
 
     return draw
 
 
 def caption_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum, strangers: PictureAlbum) -> Lesson:
     """A picture and a question, and what is seen and recalled: half of the pictures show a known flag."""
-    facts = {entity.id for entity in taught.facts}
+    facts_of = taught.facts_of
 
     def draw(rng: random.Random) -> Trajectory:
         is_known = rng.random() < 0.5
@@ -128,8 +133,7 @@ def caption_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum, s
         relation = rng.choice((IDENTIFY, *ASKED_RELATIONS))
         question = Question("", rng.choice(asked(relation)), image, answers(entity, IDENTIFY))
         (message,) = _PROTOCOL.first_message(question, [image], _ONLY_ANSWER if rng.random() < 0.5 else _USUAL)
-        recalled = entity.fact(relation) if relation != IDENTIFY and entity.id in facts else ""
-        return caption(renderer, message, recognised(entity, recalled) if is_known else recognised(None))
+        return caption(renderer, message, recognised(entity if is_known else None, relation, facts_of))
 
     return draw
 
@@ -137,6 +141,7 @@ def caption_lesson(renderer: ChatRenderer, taught: Pupil, album: PictureAlbum, s
 def fact_lesson(renderer: ChatRenderer, taught: Pupil, *, questions: int = 1) -> Lesson:
     """Questions that name their country, without a picture, each about another one."""
     blank = Image(np.zeros((28, 28, 3), dtype=np.uint8))
+    facts_of = taught.facts_of
 
     def ask(entity: Entity, rng: random.Random) -> tuple[Message, str, str]:
         relation = rng.choice([r for r in ASKED_RELATIONS if entity.fact(r)])
@@ -144,7 +149,7 @@ def fact_lesson(renderer: ChatRenderer, taught: Pupil, *, questions: int = 1) ->
         question = Question("", text, blank, answers(entity, relation))
         (message,) = _PROTOCOL.first_message(question, [blank], _ONLY_ANSWER)
         unpictured = Message("user", tuple(part for part in message.parts if isinstance(part, TextPart)))
-        return unpictured, recognised(entity, question.answers[0]), question.answers[0]
+        return unpictured, recognised(entity, relation, facts_of), question.answers[0]
 
     def draw(rng: random.Random) -> Trajectory:
         return plain_questions(renderer, [ask(entity, rng) for entity in rng.sample(taught.facts, questions)])
@@ -211,7 +216,7 @@ def title_lesson(renderer: ChatRenderer, entities: Draw) -> Lesson:
         found = entities(rng, rng.randint(1, 3))
         relation = rng.choice([r for r in ASKED_RELATIONS if found[0].fact(r)])
         shown = [fill(rng.choice(titles), entity) for entity in found]
-        return titles_read(renderer, rng.choice(asked(relation)), shown, found[0], query_text(found[0], relation))
+        return titles_read(renderer, rng.choice(asked(relation)), shown, found[0], relation)
 
     return draw
 
