@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="export: JSON lines go here, else to the terminal")
     old = "prune: answers older than this; without it, those that have expired"
     parser.add_argument("--older-than-days", type=float, metavar="DAYS", help=old)
-    parser.add_argument("--kind", help="prune: only answers of this kind (see stats), of any age if none is given")
+    parser.add_argument(
+        "--kind", help="prune: only answers of this kind (see stats); without --older-than-days all of them"
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

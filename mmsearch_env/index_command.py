@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stemmer", default="english", help="language whose endings are dropped, or none (%(default)s)"
     )
+    parser.add_argument(
+        "--problems",
+        type=int,
+        default=_SHOWN_PROBLEMS,
+        metavar="N",
+        help="rows shown that cannot be used (%(default)s)",
+    )
     parser.add_argument("--milvus", metavar="URI", help="keep documents on this Milvus server, not in the folder")
     parser.add_argument("--collection", default="mmsearch", help="their collection there (%(default)s)")
 
@@ -44,7 +51,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     settings = CorpusSettings(arguments.encoder, stemmer, milvus)
     with _Watch(console) as watch:
         report = build_corpus(arguments.into.expanduser(), sources, folders, settings, watch)
-    _show(report, arguments.into, console)
+    _show(report, arguments.into, arguments.problems, console)
     return 0 if report.is_whole else 130
 
 
@@ -87,7 +94,7 @@ class _Watch:
         self._progress.console.print("stopping: what was read is being written (once more to stop at once)")
 
 
-def _show(report: BuildReport, into: Path, console: Console) -> None:
+def _show(report: BuildReport, into: Path, most: int, console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     pace = report.read / report.seconds if report.seconds > 0 else 0.0
     table.add_row("corpus", plain(str(into)))
@@ -95,10 +102,15 @@ def _show(report: BuildReport, into: Path, console: Console) -> None:
     table.add_row("read", f"{report.read:,} rows in {report.seconds:.1f} s ({pace:,.0f} a second)")
     table.add_row("written", f"{report.written:,} new or changed, {report.removed:,} removed")
     table.add_row("unchanged", f"{report.unchanged:,} sources")
-    table.add_row("skipped", f"{report.skipped:,} rows")
+    table.add_row("skipped", f"{report.skipped:,} rows, or their pictures")
     console.print(table)
-    for source, row, reason in report.problems[:_SHOWN_PROBLEMS]:
+    for source, row, reason in report.problems[:most]:
         console.print(plain(f"  {source}, row {row}: {reason}"), markup=False, soft_wrap=True)
+    if (more := len(report.problems) - most) > 0:
+        console.print(f"  and {more:,} more (--problems {len(report.problems)} shows them)")
+    if not report.documents:
+        console.print("nothing is in it yet")
+        return
     if not report.is_whole:
         console.print("stopped; run the same command again to go on")
         return

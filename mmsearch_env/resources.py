@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsearch_env import aio
 from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ConfigError, DataError, ImageError, QuestionError
 from mmsearch_env.images import Image
@@ -22,6 +26,8 @@ ToolSpec = str | Mapping[str, Any] | SearchTool
 
 SEARCH_KINDS = (ActionKind.IMAGE_SEARCH, ActionKind.TEXT_SEARCH, ActionKind.VISIT_PAGE)
 """Kinds of action that ask a tool."""
+
+_CLOSING_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -90,19 +96,21 @@ def resolve_tools(tools: ToolSpec | Mapping[str, ToolSpec] | None, world: str) -
     if isinstance(tools, Mapping) and "name" not in tools:
         by_kind: Mapping[str, Any] = tools
     else:
-        by_kind = dict.fromkeys(SEARCH_KINDS if _has_pages(tools) else SEARCH_KINDS[:2], tools or "local")
+        by_kind = dict.fromkeys(SEARCH_KINDS if has_pages(tools) else SEARCH_KINDS[:2], tools or "local")
     for name in by_kind:
         if name not in SEARCH_KINDS:
             raise ConfigError(f"tools: expected the keys {' and '.join(SEARCH_KINDS)}, got {name!r}; mend the setting")
     return {kind: _resolve_tool(kind, by_kind.get(kind, "local"), world) for kind in SEARCH_KINDS}
 
 
-def _has_pages(tools: object) -> bool:
+def has_pages(tools: object) -> bool:
     """Whether a tool that is named for both searches gives whole pages too; services on the web do not."""
     spec = {"name": tools} if isinstance(tools, str) else tools
-    return isinstance(spec, Mapping) and (
-        spec["name"] in ("corpus", "server") or (spec["name"] == "replay" and spec.get("miss") != "live")
-    )
+    if not isinstance(spec, Mapping):
+        return False
+    if spec.get("name") == "replay":
+        return "live" not in spec or has_pages(spec["live"])
+    return spec.get("name") in ("local", "corpus", "server")
 
 
 def _resolve_tool(kind: ActionKind, spec: Any, world: str) -> SearchTool:
@@ -128,4 +136,15 @@ def _build_tool(kind: ActionKind, spec: str, world: str) -> SearchTool:
     return build_tool(kind, json.loads(spec), load_world(world))
 
 
-_shared_tool = cache(_build_tool)
+@cache
+def _shared_tool(kind: ActionKind, spec: str, world: str) -> SearchTool:
+    """Shared by the environments of this process, so none of them closes it."""
+    tool = _build_tool(kind, spec, world)
+    atexit.register(_close, tool)
+    return tool
+
+
+def _close(tool: SearchTool) -> None:
+    """At the end of the process, when nobody is left to be told of an error."""
+    with contextlib.suppress(Exception):
+        aio.run(asyncio.wait_for(tool.aclose(), _CLOSING_S))

@@ -16,6 +16,7 @@ from mmsearch_env.actions import ActionKind
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.net.secret import Secret, read_secret
 from mmsearch_env.rendering import plain
+from mmsearch_env.resources import has_pages
 from mmsearch_env.search import parsed_backend
 from mmsearch_env.tools import build_tool
 from mmsearch_env.tools.web.build import PICTURE_KEY
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8600, help="port to listen at; 0 for any (%(default)s)")
     parser.add_argument("--text", default="local", metavar="BACKEND", help="name or JSON of the text search (local)")
     parser.add_argument("--image", default="local", metavar="BACKEND", help="name or JSON of the image search (local)")
-    parser.add_argument("--pages", default="local", metavar="BACKEND", help="name or JSON of the page reader (local)")
+    pages = "name or JSON of the page reader (that of --text where it has pages, else local)"
+    parser.add_argument("--pages", metavar="BACKEND", help=pages)
     parser.add_argument("--world", default="atlas", help="what local back ends search (atlas)")
     parser.add_argument("--token-file", type=Path, help=f"file with the token clients show, else ${TOKEN_VARIABLE}")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="show a picture_host's pictures (none)")
@@ -49,6 +51,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for name in ("max_searches", "max_body_mb", "timeout_s"):
         if not getattr(arguments, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: expected more than 0, got {getattr(arguments, name)}")
+    if not 0 <= arguments.port <= 65_535:
+        raise ConfigError(f"--port: expected 0 to 65535, got {arguments.port}")
     try:
         from mmsearch_env.server.app import ServerSettings
     except ImportError as error:
@@ -74,10 +78,12 @@ async def _serve(arguments: argparse.Namespace, settings: ServerSettings, consol
     from mmsearch_env.server.app import SearchServer
 
     world = load_world(arguments.world)
+    text = parsed_backend(arguments.text)
+    pages = parsed_backend(arguments.pages) if arguments.pages else text if has_pages(text) else "local"
     tools = {
-        ActionKind.TEXT_SEARCH: build_tool(ActionKind.TEXT_SEARCH, parsed_backend(arguments.text), world),
+        ActionKind.TEXT_SEARCH: build_tool(ActionKind.TEXT_SEARCH, text, world),
         ActionKind.IMAGE_SEARCH: build_tool(ActionKind.IMAGE_SEARCH, parsed_backend(arguments.image), world),
-        ActionKind.VISIT_PAGE: build_tool(ActionKind.VISIT_PAGE, parsed_backend(arguments.pages), world),
+        ActionKind.VISIT_PAGE: build_tool(ActionKind.VISIT_PAGE, pages, world),
     }
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

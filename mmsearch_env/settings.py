@@ -85,7 +85,8 @@ class EnvSettings:
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                raise ConfigError(f"{name}: expected one of {', '.join(known)}; mend the setting's name")
+                names = ", ".join(("questions", "tools", "render_mode", *known))
+                raise ConfigError(f"{name}: expected one of {names}; mend the setting's name")
         return cls(**settings)
 
     @property

@@ -221,7 +221,11 @@ class SearchServer:
         if token is not None and not is_open:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, f"Bearer {token.reveal()}".encode()):
-                return _error(401, _told("auth", "expected the header Authorization: Bearer TOKEN, got another"))
+                got = "another" if given else "none"
+                wanted = (
+                    f"expected the header Authorization: Bearer TOKEN, got {got}; name its key_variable or key_file"
+                )
+                return _error(401, _told("auth", wanted))
         return await handler(request)
 
     async def _close_tools(self, app: web.Application) -> None:

@@ -612,6 +612,22 @@ def test_an_address_that_is_freed_while_a_table_is_half_read_goes_to_it(
     assert [hit.url for hit in searched(tmp_path / "c", "yak").hits] == ["https://zoo.example/2"]
 
 
+def test_settings_bind_once_something_is_read(tmp_path: Path, zoo: Path) -> None:
+    with pytest.raises(ConfigError, match="stemmer: expected one of arabic, .*got 'klingon'"):
+        built(tmp_path / "c", zoo, settings=CorpusSettings(encoder="layout", stemmer="klingon"))
+    assert built(tmp_path / "c", zoo).documents == 50
+    with pytest.raises(ConfigError, match="stemmer: expected 'english', which it was made with"):
+        built(tmp_path / "c", zoo, settings=CorpusSettings(encoder="layout", stemmer="german"))
+
+
+def test_a_text_goes_without_a_picture_that_is_missing(tmp_path: Path) -> None:
+    table = jsonl(tmp_path / "t.jsonl", [{"url": "u", "text": "an owl", "image": "none.png"}, {"image": "none.png"}])
+    report = built(tmp_path / "c", table)
+    assert (report.documents, report.pictures, report.skipped) == (1, 0, 2)
+    assert [row for _, row, _ in report.problems] == [1, 2]
+    assert all("expected a picture at" in reason for _, _, reason in report.problems)
+
+
 def test_one_build_at_a_time(tmp_path: Path, zoo: Path) -> None:
     seen: list[str] = []
 
@@ -683,7 +699,7 @@ def test_a_catalogue_damaged_inside_is_said(tmp_path: Path) -> None:
     damaged[3 * 4096 :] = os.urandom(len(damaged) - 3 * 4096)
     path.write_bytes(damaged)
     jsonl(table, animals(3000))
-    with pytest.raises(DataError, match="build the corpus anew"):
+    with pytest.raises(DataError, match="build it anew"):
         built(tmp_path / "c", table)
 
 
@@ -718,7 +734,7 @@ def test_pipes_and_links_to_nowhere_are_passed_over_and_half_characters_are_name
     (folder / "loop.md").symlink_to("loop.md")
     (folder / "t.jsonl").write_text('{"text": "good", "url": "g"}\n{"text": "w", "url": "s", "image": "\\ud800.png"}\n')
     report = built(tmp_path / "c", folder)
-    assert (report.documents, report.skipped) == (1, 1)
+    assert (report.documents, report.skipped) == (2, 1)
 
 
 def test_damaged_vectors_are_no_exception_for_an_episode(tmp_path: Path) -> None:

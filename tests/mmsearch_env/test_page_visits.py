@@ -59,7 +59,8 @@ def test_a_page_that_was_found_is_read_whole() -> None:
     ("tools", "has_pages"),
     [
         ({"name": "replay", "path": "{}", "miss": "empty"}, True),
-        ({"name": "replay", "path": "{}", "miss": "live", "live": "local"}, False),
+        ({"name": "replay", "path": "{}", "miss": "live", "live": "local"}, True),
+        ({"name": "replay", "path": "{}", "miss": "live", "live": "fake"}, False),
         ({"name": "server", "base_url": "http://127.0.0.1:1"}, True),
         ({"name": "fake"}, False),
         ("local", False),

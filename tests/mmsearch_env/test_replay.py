@@ -85,6 +85,15 @@ def test_more_hits_than_were_recorded_are_a_miss_unless_there_were_no_more(tmp_p
     assert titles(searched(ReplaySearch(tmp_path), TextQuery("full"), top_k=1)[0]) == ["Peru"]
 
 
+def test_what_is_recorded_meanwhile_is_found(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.write(TextQuery("a"), FOUND, top_k=2)
+    replay = ReplaySearch(tmp_path)
+    assert isinstance(searched(replay, TextQuery("b"), top_k=2)[0], ToolUnavailable)
+    recorder.write(TextQuery("b"), FOUND, top_k=2)
+    assert titles(searched(replay, TextQuery("b"), top_k=2)[0]) == ["Peru", "Sol"]
+
+
 def test_a_picture_is_known_by_its_pixels_and_its_box_or_by_its_question(tmp_path: Path) -> None:
     Recorder(tmp_path).write(ImageQuery(RED, question_id="q1"), FOUND, top_k=2)
     blue = Image.from_pil(PIL.Image.new("RGB", (32, 24), "blue"))

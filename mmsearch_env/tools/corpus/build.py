@@ -118,7 +118,9 @@ def _sound_catalogue(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise DataError(f"{folder}: expected a sound catalogue, got {error}; build the corpus anew") from error
+        raise DataError(
+            f"{folder}: expected a sound catalogue, got {error}; delete the folder and build it anew"
+        ) from error
 
 
 @contextmanager
@@ -156,7 +158,7 @@ class _Builder:
         open_encoder(self._settings.encoder, self._folder)  # before a name is kept that cannot be used
         milvus = None if self._settings.milvus is None else dict(self._settings.milvus.as_json())
         given = {"encoder": self._settings.encoder, "stemmer": self._settings.stemmer, "milvus": milvus}
-        is_new = self._catalogue.setting("encoder") is None
+        is_new = not self._catalogue.sources()  # until something is read, nothing hangs on them
         with self._catalogue.transaction():
             for name, value in given.items():
                 made_with = self._catalogue.setting(name)
@@ -210,7 +212,7 @@ class _Builder:
     def _report(self, seconds: float, is_whole: bool) -> BuildReport:
         documents, pictures = self._catalogue.counts()
         skipped = sum(state.skipped for state in self._catalogue.sources().values())
-        problems = tuple(self._catalogue.problems(20))
+        problems = tuple(self._catalogue.problems(_PROBLEMS_KEPT))
         counts = (self._read, self._written, self._removed, skipped)
         return BuildReport(documents, pictures, *counts, problems, self._unchanged, seconds, is_whole)
 
@@ -258,8 +260,9 @@ class _Builder:
         owners: dict[str, str] = {}
         for reading, row in batch:
             reading.rows = row.number
-            if row.document is None:
+            if row.problem:
                 self._note(reading, row.number, row.problem)
+            if row.document is None:
                 continue
             url, was = row.document.url, known.get(row.document.url)
             if (owner := owners.get(url) or self._owner(was, reading)) is not None:

@@ -126,10 +126,12 @@ class Catalogue:
             found = self.setting("version")
         except sqlite3.Error as error:
             raise DataError(
-                f"{self._path}: expected a corpus's catalogue, got {error}; build the corpus anew"
+                f"{self._path}: expected a corpus's catalogue, got {error}; delete the folder and build it anew"
             ) from error
         if found != VERSION:
-            raise DataError(f"{self._path}: expected version {VERSION}, got {found}; build the corpus anew")
+            raise DataError(
+                f"{self._path}: expected version {VERSION}, got {found}; delete the folder and build it anew"
+            )
 
     def _connected(self, mode: str) -> sqlite3.Connection:
         if mode == "write":
@@ -150,7 +152,8 @@ class Catalogue:
         """Raises DataError for what only others put there: a view that never ends, a trigger."""
         found = set(self._database.execute(_OBJECTS))
         if strange := sorted(name for _, name, _ in found - _schema()):
-            raise DataError(f"{self._path}: expected a corpus's tables, got {strange[0][:40]!r}; build the corpus anew")
+            wanted = f"{self._path}: expected a corpus's tables, got {strange[0][:40]!r}"
+            raise DataError(f"{wanted}; delete the folder and build it anew")
 
     def close(self) -> None:
         """Close it; may be called twice."""

@@ -52,8 +52,8 @@ class Document:
         return state.digest()
 
 
-def document_of(row: Mapping[str, Any], file: Path, fallback_url: str) -> Document:
-    """The document a row of a table tells of.
+def document_of(row: Mapping[str, Any], file: Path, fallback_url: str) -> tuple[Document, str]:
+    """The document a row of a table tells of, and why it goes without its picture; "" if it does not.
 
     Args:
         row: values by column; see :data:`COLUMNS`. A picture is a path, counted from the table's folder, or the bytes
@@ -62,7 +62,7 @@ def document_of(row: Mapping[str, Any], file: Path, fallback_url: str) -> Docume
         fallback_url: address of a row that has none.
 
     Raises:
-        DataError: a value is of a wrong type, there is neither text nor picture, or the picture cannot be read.
+        DataError: a value is of a wrong type, or there is neither text nor a picture that can be read.
     """
     text_column, text = _text(row, TEXT)
     _, title = _text(row, TITLE)
@@ -71,11 +71,17 @@ def document_of(row: Mapping[str, Any], file: Path, fallback_url: str) -> Docume
         title = title.strip().strip('"')
     _, url = _first(row, ADDRESS)
     _, shown_picture = _first(row, PICTURE)
-    picture = None if shown_picture is None else _picture(shown_picture, file)
+    picture, problem = None, ""
+    try:
+        picture = None if shown_picture is None else _picture(shown_picture, file)
+    except DataError as error:
+        if not text.strip():
+            raise
+        problem = str(error)
     if not text.strip() and picture is None:
         raise DataError(f"expected a text in one of {', '.join(TEXT)}, or a picture, got neither; drop the row")
     address = str(url) if isinstance(url, int) else expect_text(url, "url")
-    return cleaned(Document(address or fallback_url, title, text, picture))
+    return cleaned(Document(address or fallback_url, title, text, picture)), problem
 
 
 def cleaned(document: Document) -> Document:

@@ -77,7 +77,10 @@ class SiftEncoder:
             with np.load(path, allow_pickle=False) as parts:
                 return cls(parts["centres"], parts["mean"], parts["axes"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: expected a fitted encoder, got {error}; build the corpus anew") from error
+            got = type(error).__name__  # NumPy's own words advise to unpickle it
+            raise DataError(
+                f"{path}: expected a fitted encoder, got {got}; delete the folder and build it anew"
+            ) from error
 
     def store(self, folder: Path) -> None:
         """Write what was fitted, whole or not at all."""

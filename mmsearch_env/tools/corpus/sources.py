@@ -41,7 +41,7 @@ class Row:
     Attributes:
         number: counts from 1.
         document: what it tells of; None if it cannot be used.
-        problem: why not; "" if it can.
+        problem: why not, or what of it could not be had; "" if nothing is wrong.
         position: share of the source that lies behind, from 0 to 1.
     """
 
@@ -96,13 +96,13 @@ class Source:
             if isinstance(value, DataError):
                 raise value
             if isinstance(value, tuple):
-                document = _page(value, self.name)
+                document, problem = _page(value, self.name), ""
             else:
                 parsed = json_object(value) if isinstance(value, bytes) else value
-                document = document_of(parsed, self.files[0], f"{self.name}#{number}")
+                document, problem = document_of(parsed, self.files[0], f"{self.name}#{number}")
         except DataError as error:
             return Row(number, None, str(error), position)
-        return Row(number, document, "", position)
+        return Row(number, document, problem, position)
 
 
 def find_sources(paths: Sequence[Path]) -> list[Source]:
@@ -130,7 +130,7 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
         raise DataError(f"{', '.join(map(str, paths))}: expected files ending in {kinds}, got none; check the path")
     names = [source.name for source in found]
     if twice := next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None:
-        raise DataError(f"expected places with names of their own, got {twice!r} twice; rename one or index apart")
+        raise DataError(f"expected places with names of their own, got {twice!r} twice; rename a folder or a file")
     return found
 
 

@@ -73,6 +73,14 @@ def keys_of(query: Query) -> list[Key]:
     return keys
 
 
+def _state_of(folder: Path) -> tuple[int, int]:
+    try:
+        found = (folder / CALLS).stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
 class Record:
     """A record for reading."""
 
@@ -84,6 +92,7 @@ class Record:
         """
         self.folder = folder
         self._calls: dict[Key, RecordedCall] = {}
+        self._state = _state_of(folder)
         path = folder / CALLS
         try:
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -93,6 +102,11 @@ class Record:
             ) from error
         for number, line in enumerate(lines, start=1):
             self._read(line, is_last=number == len(lines), where=f"{path}, line {number}")
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether somebody has written to it since it was read."""
+        return _state_of(self.folder) != self._state
 
     def __len__(self) -> int:
         return len(self._calls)

@@ -40,7 +40,7 @@ class ReplaySearch:
 
     async def search(self, query: Query, *, top_k: int) -> SearchResult:
         """What the record holds. Raises ToolError where it holds nothing and the policy says so."""
-        found = await asyncio.to_thread(self._record.find, query, top_k=top_k)
+        found = await asyncio.to_thread(self._found, query, top_k)
         if found is not None:
             return found
         if self._live is None or self._recorder is None:
@@ -57,6 +57,13 @@ class ReplaySearch:
         call = await asyncio.to_thread(self._recorder.write, query, result, top_k=top_k)
         self._record.add(keys_of(query)[0], call)
         return result
+
+    def _found(self, query: Query, top_k: int) -> SearchResult | None:
+        found = self._record.find(query, top_k=top_k)
+        if found is None and self._live is None and self._record.has_grown:
+            self._record = Record(self._record.folder)
+            found = self._record.find(query, top_k=top_k)
+        return found
 
     async def aclose(self) -> None:
         """Close the live tool; may be called twice."""
