@@ -9,7 +9,6 @@ share tokens, positions, vision features and adapter. The reference policy is th
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from agents.engines.hf import Asked, HFSampler, Sampling, SamplingLimits, Saying
-from agents.engines.reading import Prefix
+from agents.engines.reading import end_of, ends_of
 from agents.inputs import InputBuilder, PackedInputs, Parted, Row, SharedInputs
+from agents.lora import LoRASettings, read_adapter, with_adapter
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Desk, Reply, Request
 from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
@@ -37,31 +35,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _ALLOWED_GAP, _ALLOWED_HALF_GAP = 1e-4, 0.1
 """Differences of log-probabilities that come from the order of additions, in float32 and in shorter formats."""
 _COMPARED_ROWS = 4
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, slots=True)
-class LoRASettings:
-    """The adapter on the language model's linear layers (Hu et al. 2021, arXiv 2106.09685).
-
-    Attributes:
-        rank: r, the adapter's inner width.
-        alpha: the update is scaled by alpha / rank.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-
-    @classmethod
-    def stored(cls, folder: str | Path) -> Self:
-        """The settings of an adapter in PEFT's format. Raises PolicyError if there is none."""
-        try:
-            found = LoraConfig.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
-            raise PolicyError(
-                f"expected an adapter in {folder}, got {error}; give a folder made by save_adapter"
-            ) from error
-        return cls(found.r, found.lora_alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +54,8 @@ class _Given:
 
     def sampled(self, seed: int) -> Asked:
         """For the sampler."""
-        ends = _ends(self.request.turns)
-        return Asked(self.row, self.forced, seed, ends if self.begun is None else (*ends, _end(self.begun)))
+        ends = ends_of(self.request.turns)
+        return Asked(self.row, self.forced, seed, ends if self.begun is None else (*ends, end_of(self.begun)))
 
 
 class LMMPolicy:
@@ -151,7 +124,7 @@ class LMMPolicy:
         said = iter(self._said([found for found in asked if not isinstance(found, CannotReply)]))
         for found in asked:
             if isinstance(found, _Given) and found.begun is not None:
-                self._sampler.forget(found.begun, (_end(found.begun),))
+                self._sampler.forget(found.begun, (end_of(found.begun),))
         return [
             found if isinstance(found, CannotReply) else Reply(next(said), found.prompt.token_ids, found.prompt.images)
             for found in asked
@@ -194,7 +167,7 @@ class LMMPolicy:
 
     def forget(self, turns: Sequence[Turn]) -> None:
         """Let go of the keys and values of an episode that is over."""
-        self._sampler.forget(_played(turns), _ends(turns))
+        self._sampler.forget(_played(turns), ends_of(turns))
 
     def _asked(self, request: Request) -> _Given | CannotReply:
         """What the model is given for a request, if it can be given."""
@@ -337,16 +310,7 @@ class LMMPolicy:
         Raises:
             PolicyError: the folder holds no adapter, or one of another shape.
         """
-        path = Path(folder) / "adapter_model.safetensors"
-        if not path.exists():
-            raise PolicyError(f"expected adapter weights at {path}, got no file; give a folder made by save_adapter")
-        weights = load_file(path)
-        expected = get_peft_model_state_dict(self.model)
-        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
-            raise PolicyError(
-                f"expected an adapter of this policy's rank and layers in {path}, got another; check lora"
-            )
-        set_peft_model_state_dict(self.model, weights)
+        read_adapter(self.model, Path(folder))
 
 
 def _parted(trajectory: Trajectory) -> Parted:
@@ -354,32 +318,6 @@ def _parted(trajectory: Trajectory) -> Parted:
     size, pictures = len(trajectory.turns[0].prompt_ids), len(trajectory.turns[0].images)
     ids, images = trajectory.token_ids, trajectory.images
     return Parted(Row(ids[:size], images[:pictures]), Row(ids[size:], images[pictures:]))
-
-
-def with_adapter(model: Any, lora: LoRASettings) -> Any:
-    """The model with a fresh float32 LoRA adapter on its language model; the vision tower stays frozen and untouched.
-
-    Raises:
-        PolicyError: no linear layer of a language model was found.
-    """
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and name.rsplit(".", 1)[-1] in _PROJECTIONS
-        and re.search(r"language_model|text_model", name)
-    ]
-    if not names:
-        raise PolicyError("expected linear layers under a language model, got none; this architecture is not supported")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
-    with warnings.catch_warnings():  # peft still asks the model by names that transformers has deprecated
-        warnings.simplefilter("ignore", FutureWarning)
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            # Small steps vanish in bfloat16: the adapter is float32 whatever the base weights are.
-            parameter.data = parameter.data.float()
-    return adapted
 
 
 def _row(request: Request, prompt: Prompt) -> Row:
@@ -397,19 +335,3 @@ def _played(turns: Sequence[Turn]) -> Row:
         for token in part
     )
     return Row(tuple(ids), tuple(image for turn in turns for image in turn.images))
-
-
-def _end(row: Row) -> Prefix:
-    return Prefix(len(row.token_ids), len(row.images))
-
-
-def _ends(turns: Sequence[Turn]) -> tuple[Prefix, ...]:
-    """Where these turns ended."""
-    tokens = images = 0
-    found = []
-    for turn in turns:
-        said = turn.completion
-        tokens += len(turn.prompt_ids) + len(said.forced_ids) + len(said.token_ids)
-        images += len(turn.images)
-        found.append(Prefix(tokens, images))
-    return tuple(found)

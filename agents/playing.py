@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 
 from agents.engines.endpoint import EndpointPolicy
 from agents.engines.hf import SamplingLimits
-from agents.lmm import LMMPolicy, LoRASettings
+from agents.lmm import LMMPolicy
+from agents.lora import LoRASettings
 from agents.policy import Policy
 from agents.rollout import MakeEnv
 from agents.workflows import Workflow

@@ -14,7 +14,8 @@ import torch
 
 from agents.engines.hf import SamplingLimits
 from agents.labels import UNSOLVED, load_labels
-from agents.lmm import LMMPolicy, LoRASettings
+from agents.lmm import LMMPolicy
+from agents.lora import LoRASettings
 from agents.playing import model_folder
 from agents.rollout import RolloutLimits
 from mmsearch_env.env import MMSearchEnv

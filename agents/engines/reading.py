@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from agents.engines.kv_cache import remembers_all, roomy_cache
 from agents.inputs import InputBuilder, Parted, Row, distinct
 from agents.scorer import TokenScorer, base_model
+from agents.trajectory import Turn
 from agents.vision import ByteCache
 
 _KEPT_BYTES = 2 << 30
@@ -29,6 +30,23 @@ class Prefix:
 
     tokens: int
     images: int
+
+
+def end_of(row: Row) -> Prefix:
+    """All of a row."""
+    return Prefix(len(row.token_ids), len(row.images))
+
+
+def ends_of(turns: Sequence[Turn]) -> tuple[Prefix, ...]:
+    """Where these turns ended."""
+    tokens = images = 0
+    found = []
+    for turn in turns:
+        said = turn.completion
+        tokens += len(turn.prompt_ids) + len(said.forced_ids) + len(said.token_ids)
+        images += len(turn.images)
+        found.append(Prefix(tokens, images))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from agents.lmm import LMMPolicy, LoRASettings, with_adapter
+from agents.lmm import LMMPolicy
+from agents.lora import LoRASettings, with_adapter
 from agents.processors import NoVideoProcessor, allow_missing_torchvision
 from mmsearch_env.images import Image
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser

@@ -12,7 +12,8 @@ import torch
 from families import adapted_policy, noise
 
 from agents.engines.hf import SamplingLimits
-from agents.lmm import LMMPolicy, LoRASettings
+from agents.lmm import LMMPolicy
+from agents.lora import LoRASettings
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request
 from agents.trajectory import FinishReason, Trajectory, Turn
 from agents.workflows import FREE, Script

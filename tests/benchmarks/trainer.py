@@ -32,7 +32,8 @@ from measuring import note, report
 from trainer_models import LORA_ALPHA, LORA_RANK, SETUPS, Setup, built, picture, words
 
 from agents.engines.hf import SamplingLimits
-from agents.lmm import LMMPolicy, LoRASettings, with_adapter
+from agents.lmm import LMMPolicy
+from agents.lora import LoRASettings, with_adapter
 from agents.rollout import RolloutLimits
 from agents.trajectory import Completion, FinishReason, Group
 from mmsearch_env.actions import Answer, ImageSearch

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents.lmm import LMMPolicy, LoRASettings
+from agents.lmm import LMMPolicy
+from agents.lora import LoRASettings
 from training.__main__ import main
 from training.config_file import read_config
 from training.folder import Folder

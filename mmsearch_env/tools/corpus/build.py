@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from pathlib import Path
 from mmsearch_env.errors import ConfigError, DataError, ImageError
 from mmsearch_env.images import Image
 from mmsearch_env.tools.corpus.batches import Batches, Reading, Watcher
-from mmsearch_env.tools.corpus.catalogue import Catalogue, DocumentRow, Known
+from mmsearch_env.tools.corpus.catalogue import Catalogue, DocumentRow, Known, damage_told
 from mmsearch_env.tools.corpus.documents import Document
 from mmsearch_env.tools.corpus.encoders import SAMPLE_PICTURES, open_encoder
 from mmsearch_env.tools.corpus.manifest import Manifest
@@ -105,22 +104,12 @@ def build_corpus(
         ConfigError: another build is under way, or the settings differ from those it was made with.
         DataError: a source cannot be read, the folder cannot be written, or what it holds is damaged.
     """
-    with _only_writer(folder), _sound_catalogue(folder):
+    with _only_writer(folder), damage_told(folder):
         builder = _Builder(folder, settings, sources, watcher)
         try:
             return builder.build(folders)
         finally:
             builder.close()
-
-
-@contextmanager
-def _sound_catalogue(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise DataError(
-            f"{folder}: expected a sound catalogue, got {error}; delete the folder and build it anew"
-        ) from error
 
 
 @contextmanager

@@ -101,6 +101,16 @@ class PictureRow:
     vector: bytes
 
 
+@contextlib.contextmanager
+def damage_told(folder: Path) -> Iterator[None]:
+    """Inside, what SQLite finds wrong with a corpus's catalogue becomes a DataError."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        wanted = f"{folder}: expected a sound catalogue, got {error}"
+        raise DataError(f"{wanted}; delete the folder and build it anew") from error
+
+
 class Catalogue:
     """The catalogue of one corpus."""
 
