@@ -12,12 +12,14 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mmsearch_env.errors import ConfigError
 from mmsearch_env.rendering import plain
 from mmsearch_env.tools.corpus.build import BuildReport, CorpusSettings, build_corpus
 from mmsearch_env.tools.corpus.milvus import MilvusPlace
 from mmsearch_env.tools.corpus.sources import find_sources
 
 _SHOWN_PROBLEMS = 5
+_COLLECTION = "mmsearch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows shown that cannot be used (%(default)s)",
     )
     parser.add_argument("--milvus", metavar="URI", help="keep documents on this Milvus server, not in the folder")
-    parser.add_argument("--collection", default="mmsearch", help="their collection there (%(default)s)")
+    parser.add_argument("--collection", default=_COLLECTION, help="their collection there (%(default)s)")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Build, or bring up to date; 0 when it is whole, 130 when it was stopped. Raises ConfigError, DataError."""
     folders = [path.expanduser().resolve().name for path in arguments.sources if path.is_dir()]
+    into = arguments.into.expanduser().resolve()
+    for path in arguments.sources:
+        if into.is_relative_to(path.expanduser().resolve()):
+            raise ConfigError(
+                f"--into: expected a folder outside of what is indexed, got {arguments.into}; name another"
+            )
+    if arguments.milvus is None and arguments.collection != _COLLECTION:
+        raise ConfigError("--collection: expected --milvus beside it, got none")
     sources = find_sources(arguments.sources)
     stemmer = "" if arguments.stemmer == "none" else arguments.stemmer
     milvus = None if arguments.milvus is None else MilvusPlace(arguments.milvus, arguments.collection)

@@ -85,10 +85,12 @@ def _corpus(
     kind: ActionKind, world: World | None, *, path: str, snippet_characters: int = 300, ranking: str = "picture"
 ) -> SearchTool:
     """A corpus of one's own, built by ``python -m mmsearch_env index``."""
-    from mmsearch_env.tools.corpus.corpus import Corpus, CorpusImageSearch, CorpusPages, CorpusTextSearch
+    from mmsearch_env.tools.corpus.corpus import RANKINGS, Corpus, CorpusImageSearch, CorpusPages, CorpusTextSearch
 
     if not isinstance(snippet_characters, int) or snippet_characters < 1:
         raise ConfigError(f"tool 'corpus', snippet_characters: expected 1 or more, got {snippet_characters!r}")
+    if ranking not in RANKINGS:
+        raise ConfigError(f"tool 'corpus', ranking: expected one of {', '.join(RANKINGS)}, got {ranking!r}")
     corpus = Corpus(Path(path).expanduser())
     if kind is ActionKind.VISIT_PAGE:
         return CorpusPages(corpus)

@@ -612,6 +612,18 @@ def test_an_address_that_is_freed_while_a_table_is_half_read_goes_to_it(
     assert [hit.url for hit in searched(tmp_path / "c", "yak").hits] == ["https://zoo.example/2"]
 
 
+@pytest.mark.parametrize("options", [["--into", "f/inside"], ["--into", "f"], ["--into", "c", "--collection", "x"]])
+def test_a_command_that_cannot_be_meant_is_refused(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "owl.txt").write_text("an owl")
+    assert main(["index", "f", *options]) == 2
+    assert "ConfigError" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["f", "owl.txt"]
+
+
 def test_settings_bind_once_something_is_read(tmp_path: Path, zoo: Path) -> None:
     with pytest.raises(ConfigError, match="stemmer: expected one of arabic, .*got 'klingon'"):
         built(tmp_path / "c", zoo, settings=CorpusSettings(encoder="layout", stemmer="klingon"))
