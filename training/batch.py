@@ -113,14 +113,24 @@ def micro_batches_of_groups(examples: Iterable[Example], *, token_budget: int) -
     """The same for a policy that runs a prompt once for all examples that have it.
 
     A batch of U prompts and B examples costs U times the longest prompt and B times the longest rest of an example.
-    Examples with the same prompt come together.
+    Either examples with the same prompt come together, or those with rests of like length, whichever costs less in all:
+    the former where prompts are long, the latter where some episodes are much longer than others.
     """
+    every = list(examples)
+    by_prompt = sorted(every, key=lambda item: (-len(item.prompt[0]), item.prompt, -item.length))
+    by_length = sorted(every, key=lambda item: (len(item.prompt[0]) - item.length, item.prompt))
+    cuts = [_cut(ordered, token_budget) for ordered in (by_prompt, by_length)]
+    cheapest = min(cuts, key=lambda batches: sum(batch.cost for batch in batches))
+    return [tuple(batch.examples) for batch in cheapest]
+
+
+def _cut(examples: Sequence[Example], token_budget: int) -> list[_Groups]:
     batches: list[_Groups] = []
-    for example in sorted(examples, key=lambda item: (-len(item.prompt[0]), item.prompt, -item.length)):
+    for example in examples:
         if not batches or batches[-1].cost_with(example) > token_budget:
             batches.append(_Groups())
         batches[-1].add(example)
-    return [tuple(batch.examples) for batch in batches]
+    return batches
 
 
 class _Groups:
@@ -130,6 +140,11 @@ class _Groups:
         self.examples: list[Example] = []
         self._prompts: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         self._longest_prompt = self._longest_rest = 0
+
+    @property
+    def cost(self) -> int:
+        """Tokens, padded."""
+        return len(self._prompts) * self._longest_prompt + len(self.examples) * self._longest_rest
 
     def cost_with(self, example: Example) -> int:
         """Tokens if this one came too; 0 for the first, which is taken whatever it costs."""

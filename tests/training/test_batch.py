@@ -72,3 +72,11 @@ def test_micro_batches_of_groups_count_a_common_prompt_once() -> None:
     assert cut(6 + 3 * 3 - 1) == [first[:2], [first[2]], second]  # 6 + 2 beside B: 2 * 6 + 2 * 5
     assert cut(2 * 6 + 5 * 5) == [[*first, *second]]
     assert cut(1) == [[one] for one in (*first, *second)]
+
+
+def test_micro_batches_of_groups_pad_little_where_episodes_differ_much() -> None:
+    """Four groups with short prompts, each with one episode of 90 tokens and three of 10."""
+    prompts = [(n,) * 5 for n in range(1, 5)]
+    examples = [example(p, (7,) * n, 1.0) for p in prompts for n in (90, 10, 10, 10)]
+    parts = micro_batches_of_groups(examples, token_budget=4 * 5 + 4 * 90)
+    assert [sorted({item.length for item in part}) for part in parts] == [[95], [15]]
