@@ -35,6 +35,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _ALLOWED_GAP, _ALLOWED_HALF_GAP = 1e-4, 0.1
 """Differences of log-probabilities that come from the order of additions, in float32 and in shorter formats."""
 _COMPARED_ROWS = 4
+_LEAST_SAID = 16
+"""Tokens for which a context must have room; with less nothing of use can be said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,16 @@ class _Given:
     forced: tuple[int, ...] = ()
     begun: Row | None = None
 
-    def sampled(self, seed: int) -> Asked:
-        """For the sampler."""
+    @property
+    def length(self) -> int:
+        """Tokens before those that are sampled."""
+        return len(self.row.token_ids) + len(self.forced)
+
+    def sampled(self, seed: int, context: int) -> Asked:
+        """For the sampler; the whole fills ``context`` tokens at most."""
         ends = ends_of(self.request.turns)
-        return Asked(self.row, self.forced, seed, ends if self.begun is None else (*ends, end_of(self.begun)))
+        known = ends if self.begun is None else (*ends, end_of(self.begun))
+        return Asked(self.row, self.forced, seed, known, context - self.length)
 
 
 class LMMPolicy:
@@ -162,7 +170,7 @@ class LMMPolicy:
             else:
                 taken.append((number, given))
         if taken:
-            sayings = table.add([given.sampled(given.request.seed) for _, given in taken])
+            sayings = table.add([given.sampled(given.request.seed, self.max_context_tokens) for _, given in taken])
             waiting.update(zip(sayings, taken, strict=True))
 
     def forget(self, turns: Sequence[Turn]) -> None:
@@ -188,7 +196,7 @@ class LMMPolicy:
         ends = sorted({found.request.script.reason_end for _, found in scripted})
         reasons = self._sampler.sample(
             # Not the seeds of what follows, or both would be drawn from the same numbers.
-            [found.sampled(found.request.seed + 1) for _, found in scripted],
+            [found.sampled(found.request.seed + 1, self.max_context_tokens) for _, found in scripted],
             replace(self.limits, stop_tags=(*self.limits.stop_tags, *ends)),
         )
         for (index, found), said in zip(scripted, reasons, strict=True):
@@ -201,15 +209,20 @@ class LMMPolicy:
         return begun
 
     def _fitting(self, asked: _Given) -> _Given | CannotReply:
-        """The same if a completion still fits the context."""
-        room = self.max_context_tokens - self.limits.max_new_tokens
-        length = len(asked.row.token_ids) + len(asked.forced)
-        return asked if length <= room else CannotReply(CONTEXT_FULL, f"expected at most {room} tokens, got {length}")
+        """The same if there is room in the context for something to be said."""
+        room = self.max_context_tokens - _LEAST_SAID
+        if asked.length <= room:
+            return asked
+        return CannotReply(CONTEXT_FULL, f"expected at most {room} tokens, got {asked.length}")
 
     def _said(self, asked: Sequence[_Given]) -> list[Completion]:
         """The completions; a turn that is scripted whole is not sampled."""
         free = [found for found in asked if not found.request.script.is_whole]
-        sampled = iter(self._sampler.sample([found.sampled(found.request.seed) for found in free], self.limits))
+        sampled = iter(
+            self._sampler.sample(
+                [found.sampled(found.request.seed, self.max_context_tokens) for found in free], self.limits
+            )
+        )
         return [
             Completion(self.renderer.decode(found.forced), (), (), FinishReason.STOP, found.forced)
             if found.request.script.is_whole

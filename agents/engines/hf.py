@@ -50,12 +50,14 @@ class Asked:
         forced: tokens that follow the row's own and count as said but not sampled.
         seed: of the stream of numbers from which its tokens are drawn.
         ended: where earlier turns of the row ended, so that what was read of them is found again.
+        room: tokens that may be sampled at most, whatever the limits allow.
     """
 
     row: Row
     forced: tuple[int, ...]
     seed: int
     ended: tuple[Prefix, ...] = ()
+    room: int = 2**31
 
     @property
     def whole(self) -> Row:
@@ -212,4 +214,4 @@ class Sampling:
         if self._sampler._has_ended(saying.asked.forced, saying.ids, self._limits.stop_tags):
             saying.reason = FinishReason.STOP
             return True
-        return len(saying.ids) == self._limits.max_new_tokens
+        return len(saying.ids) == min(self._limits.max_new_tokens, saying.asked.room)
