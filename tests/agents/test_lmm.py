@@ -197,6 +197,19 @@ def test_too_long_a_conversation_overflows_alone() -> None:
     assert isinstance(fine, Reply)
 
 
+def test_a_completion_fills_what_room_is_left_and_no_more() -> None:
+    """Twenty tokens of room and forty allowed; the same completion, given all the room there is, goes on."""
+    limits = SamplingLimits(max_new_tokens=40)
+    request = Request((), (said("hi " * 40),), (), seed=0)
+    (unhindered,) = replies(adapted_policy("qwen2_5_vl", limits=limits, max_context_tokens=4096), [request])
+    room = 20
+    assert len(unhindered.completion.token_ids) > room
+    context = len(unhindered.prompt_ids) + room
+    (reply,) = replies(adapted_policy("qwen2_5_vl", limits=limits, max_context_tokens=context), [request])
+    assert len(reply.prompt_ids) + len(reply.completion.token_ids) == context
+    assert reply.completion.token_ids == unhindered.completion.token_ids[:room]
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_picture_the_model_refuses_is_cut_off_alone(family: str) -> None:
     """These families' processors refuse extreme proportions; the others in the batch still get their reply."""
