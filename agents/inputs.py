@@ -84,12 +84,17 @@ class Parted:
 class InputBuilder:
     """Builds forward keywords for one model."""
 
-    def __init__(self, model: Any, renderer: ChatRenderer) -> None:
-        """Args: model: a transformers image-text-to-text model (without adapter wrapper)."""
+    def __init__(self, model: Any, renderer: ChatRenderer, *, like: InputBuilder | None = None) -> None:
+        """
+        Args:
+            model: a transformers image-text-to-text model (without adapter wrapper).
+            renderer: of its processor.
+            like: the builder of a model with the same tower, whose features serve this one too.
+        """
         self._model = model
         self._renderer = renderer
-        self._preparer = ImagePreparer(renderer.processor)
-        self.vision = VisionCache(model, self._preparer)
+        self._preparer: ImagePreparer = ImagePreparer(renderer.processor) if like is None else like._preparer
+        self.vision: VisionCache = VisionCache(model, self._preparer) if like is None else like.vision
 
     @property
     def tower_is_frozen(self) -> bool:

@@ -8,6 +8,7 @@ share tokens, positions, vision features and adapter. The reference policy is th
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal, Self
 import torch
 from transformers import AutoModelForImageTextToText
 
+from agents.critic import CriticSettings, ValueHead
 from agents.engines.hf import Asked, HFSampler, Sampling, SamplingLimits, Saying
 from agents.engines.reading import end_of, ends_of
 from agents.inputs import InputBuilder, PackedInputs, Parted, Row, SharedInputs
@@ -77,8 +79,19 @@ class LMMPolicy:
         limits: SamplingLimits | None = None,
         max_context_tokens: int = 8192,
         system: str = "",
+        critic: CriticSettings | None = None,
+        pictures_of: LMMPolicy | None = None,
     ) -> None:
-        """Args: model: image-text-to-text model, with or without adapter; processor: its processor."""
+        """
+        Args:
+            model: image-text-to-text model, with or without adapter.
+            processor: its processor.
+            limits: how completions are sampled.
+            max_context_tokens: of a conversation.
+            system: message put before every conversation.
+            critic: for a policy whose states are valued too.
+            pictures_of: a policy with the same vision tower, whose features of pictures serve this one too.
+        """
         self.model = model
         self.renderer = ChatRenderer(processor, system=system)
         self.limits = limits or SamplingLimits()
@@ -88,9 +101,10 @@ class LMMPolicy:
                 f"{max_context_tokens}; no prompt would fit"
             )
         self.max_context_tokens = max_context_tokens
-        self.builder = InputBuilder(base_model(model), self.renderer)
+        like = None if pictures_of is None else pictures_of.builder
+        self.builder: InputBuilder = InputBuilder(base_model(model), self.renderer, like=like)
         banned = self.renderer.control_ids - self.renderer.end_ids
-        self.scorer = TokenScorer(model, banned)
+        self.scorer = TokenScorer(model, banned, None if critic is None else _value_head(model, critic))
         self._sampler = HFSampler(self.scorer, self.renderer, self.builder)
         self._is_exact: bool | None = None  # not compared yet
 
@@ -123,6 +137,29 @@ class LMMPolicy:
             torch.manual_seed(seed)
             model = with_adapter(model, lora)
         return cls(model, processor, **settings)
+
+    def twin(self) -> Self:
+        """A policy that plays while this one is trained: what is frozen is shared, the adapter is a copy."""
+        # Parameters of their own over the same memory: while a twin samples, its weights may be others for a while.
+        shared = {
+            id(parameter): torch.nn.Parameter(parameter.data, requires_grad=False)
+            for parameter in self.model.parameters()
+            if not parameter.requires_grad
+        }
+        return type(self)(
+            copy.deepcopy(self.model, shared),
+            self.renderer.processor,
+            limits=self.limits,
+            max_context_tokens=self.max_context_tokens,
+            system=self.renderer.system,
+            pictures_of=self,
+        )
+
+    @torch.no_grad()
+    def catch_up(self, other: LMMPolicy) -> None:
+        """Take over the adapter's weights of the policy this is a twin of."""
+        for own, theirs in zip(self._adapter_parameters(), other._adapter_parameters(), strict=True):
+            own.copy_(theirs)
 
     # -- playing ------------------------------------------------------------------------------------------------
 
@@ -297,6 +334,9 @@ class LMMPolicy:
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
+        return [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
+
+    def _adapter_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @contextmanager
@@ -314,8 +354,10 @@ class LMMPolicy:
             yield
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's own format, readable by plain ``peft`` and by vLLM."""
+        """Write the adapter in PEFT's own format, readable by plain ``peft`` and by vLLM; a critic beside it."""
         self.model.save_pretrained(str(folder), safe_serialization=True)
+        if self.scorer.critic is not None:
+            self.scorer.critic.save(Path(folder))
 
     def load_adapter(self, folder: str | Path) -> None:
         """Read adapter weights written by :meth:`save_adapter` into this policy's adapter.
@@ -324,6 +366,13 @@ class LMMPolicy:
             PolicyError: the folder holds no adapter, or one of another shape.
         """
         read_adapter(self.model, Path(folder))
+        if self.scorer.critic is not None:
+            self.scorer.critic.load(Path(folder))
+
+
+def _value_head(model: torch.nn.Module, settings: CriticSettings) -> ValueHead:
+    width = base_model(model).config.get_text_config().hidden_size
+    return ValueHead(width, settings).to(next(model.parameters()).device)
 
 
 def _parted(trajectory: Trajectory) -> Parted:

@@ -51,7 +51,7 @@ class ChatRenderer:
         """
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self._system = system
+        self.system = system
         self._slots: OrderedDict[tuple[int, int], tuple[int, ...]] = OrderedDict()
         self.image_slot = self._find_image_slot()
         self._closing, self.end_ids = self._find_turn_end()
@@ -68,7 +68,7 @@ class ChatRenderer:
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """The tokens of a conversation's opening, up to where the assistant begins to speak."""
-        opening = [Message("system", (TextPart(self._system),))] if self._system else []
+        opening = [Message("system", (TextPart(self.system),))] if self.system else []
         every = [*opening, *messages]
         return self._tokenise(*self._template(every), _pictures(every))
 

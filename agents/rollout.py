@@ -156,8 +156,9 @@ async def _play(
         if isinstance(reply, CannotReply):
             _log.info("question %s was cut off: %s", question.id, reply.detail)
             return _trajectory(env, turns, info, reply.reason) if turns else _unplayed(question, reply.reason)
+        failures = float(info["n_tool_errors"])
         _, reward, terminated, truncated, info = await env.astep(reply.completion.text)
-        turns.append(_turn(reply, reward, info))
+        turns.append(_turn(reply, reward, info, tool_failed=float(info["n_tool_errors"]) > failures))
         if truncated:
             return _trajectory(env, turns, info, str(info["stop_reason"]) or CUT)
     return _trajectory(env, turns, info, "")
@@ -302,8 +303,9 @@ def _entropy(seeds: np.random.SeedSequence) -> list[int]:
     return [int(value) for value in entropy] if isinstance(entropy, Sequence) else [int(entropy or 0)]
 
 
-def _turn(reply: Reply, reward: float, info: Mapping[str, Any]) -> Turn:
-    return Turn(reply.prompt_ids, reply.images, reply.completion, float(reward), str(info["kind"]), bool(info["valid"]))
+def _turn(reply: Reply, reward: float, info: Mapping[str, Any], *, tool_failed: bool) -> Turn:
+    kind, valid = str(info["kind"]), bool(info["valid"])
+    return Turn(reply.prompt_ids, reply.images, reply.completion, float(reward), kind, valid, tool_failed)
 
 
 def _trajectory(env: MMSearchEnv, turns: Sequence[Turn], info: Mapping[str, Any], cut: str) -> Trajectory:

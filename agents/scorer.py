@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from agents.critic import ValueHead
 from agents.inputs import PackedInputs, SharedInputs
 from mmsearch_env.errors import PolicyError
 
@@ -23,6 +24,10 @@ class TokenScores(NamedTuple):
     """(B, T): log-probability of token t given the tokens before it."""
     entropy: Tensor
     """(B, T): entropy of the distribution token t was drawn from, in nats."""
+    values: Tensor | None = None
+    """(B, T): the critic's value of the state in which token t was sampled; None without a critic."""
+    last_values: Tensor | None = None
+    """(B,): of the state after the last sampled token; only where values alone were wanted."""
 
 
 class TokenScorer(nn.Module):
@@ -34,25 +39,36 @@ class TokenScorer(nn.Module):
 
     banned: Tensor
 
-    def __init__(self, model: nn.Module, banned_ids: Iterable[int]) -> None:
-        """Args: model: image-text-to-text model, adapter included; banned_ids: tokens that are never sampled."""
+    def __init__(self, model: nn.Module, banned_ids: Iterable[int], critic: ValueHead | None = None) -> None:
+        """
+        Args:
+            model: image-text-to-text model, adapter included.
+            banned_ids: tokens that are never sampled.
+            critic: values states.
+        """
         super().__init__()
         self.model = model
+        self.critic = critic
         device = next(model.parameters()).device
         banned = torch.tensor(sorted(banned_ids), dtype=torch.long, device=device)
         self.register_buffer("banned", banned, persistent=False)
 
     def forward(
-        self, inputs: Mapping[str, Any] | SharedInputs | PackedInputs, loss_mask: Tensor, temperature: float = 1.0
+        self,
+        inputs: Mapping[str, Any] | SharedInputs | PackedInputs,
+        loss_mask: Tensor,
+        temperature: float = 1.0,
+        wanted: Literal["scores", "values"] = "scores",
     ) -> TokenScores:
-        """Score the tokens where ``loss_mask`` (B, T) is True; ``inputs`` come from ``LMMPolicy.forward_inputs``."""
+        """Score the tokens where ``loss_mask`` (B, T) is True; ``inputs`` come from ``LMMPolicy.forward_inputs``.
+
+        With ``wanted="values"`` log-probabilities and entropies are left 0 and the states after the last sampled tokens
+        are valued too.
+        """
         rows, columns = loss_mask.nonzero(as_tuple=True)
-        if isinstance(inputs, SharedInputs):
-            before, targets = self._shared(inputs, rows, columns)
-        elif isinstance(inputs, PackedInputs):
-            before, targets = self._packed(inputs, rows, columns)
-        else:
-            before, targets = self._plain(inputs, loss_mask, rows, columns)
+        if wanted == "values":
+            return self._valued(inputs, loss_mask, rows, columns)
+        before, targets = self._before(inputs, loss_mask, rows, columns)
         scores = [
             self._score(before[start : start + _CHUNK], targets[start : start + _CHUNK], temperature)
             for start in range(0, len(targets), _CHUNK)
@@ -62,22 +78,55 @@ class TokenScorer(nn.Module):
         if scores:
             logprobs = logprobs.index_put((rows, columns), torch.cat([score[0] for score in scores]))
             entropy = entropy.index_put((rows, columns), torch.cat([score[1] for score in scores]))
-        return TokenScores(logprobs, entropy)
+        if self.critic is None:
+            return TokenScores(logprobs, entropy)
+        values = torch.zeros_like(logprobs).index_put((rows, columns), self.critic(before))
+        return TokenScores(logprobs, entropy, values)
+
+    def _valued(
+        self, inputs: Mapping[str, Any] | SharedInputs | PackedInputs, loss_mask: Tensor, rows: Tensor, columns: Tensor
+    ) -> TokenScores:
+        """The critic's values alone, without a logit."""
+        if self.critic is None:
+            raise PolicyError("expected a policy with a critic, got none; load it with critic=CriticSettings()")
+        count = loss_mask.shape[0]
+        every = torch.arange(count, device=rows.device)
+        after = torch.zeros(count, dtype=columns.dtype, device=rows.device).scatter_reduce(
+            0, rows, columns + 1, reduce="amax"
+        )
+        before, _ = self._before(inputs, loss_mask, torch.cat([rows, every]), torch.cat([columns, after]))
+        found = self.critic(before)
+        nothing = before.new_zeros(loss_mask.shape, dtype=torch.float32)
+        values = nothing.index_put((rows, columns), found[: len(rows)])
+        return TokenScores(nothing, nothing, values, found[len(rows) :])
+
+    def _before(
+        self, inputs: Mapping[str, Any] | SharedInputs | PackedInputs, loss_mask: Tensor, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states (N, width) before the tokens at these places, and the tokens (N,).
+
+        A place may be that after a row's last token; its token is any then.
+        """
+        if isinstance(inputs, SharedInputs):
+            return self._shared(inputs, rows, columns)
+        if isinstance(inputs, PackedInputs):
+            return self._packed(inputs, rows, columns)
+        return self._plain(inputs, loss_mask, rows, columns)
 
     def _plain(
         self, inputs: Mapping[str, Any], loss_mask: Tensor, rows: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states (N, width) before the sampled tokens, and the tokens (N,)."""
+        """With every row whole."""
         ids = inputs["input_ids"]
         if loss_mask.shape != ids.shape:
             raise ValueError(f"expected a loss_mask of shape {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
         # Right padding needs no mask: causal attention never looks ahead.
         kept = {key: value for key, value in inputs.items() if key != "attention_mask"}
         hidden: Tensor = base_model(self.model).model(**kept, use_cache=False).last_hidden_state
-        return hidden[rows, columns - 1], ids[rows, columns]
+        return hidden[rows, columns - 1], _at(ids, rows, columns)
 
     def _shared(self, inputs: SharedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, each beginning run once: its keys and values, with their gradient, serve all rows that have it."""
+        """With each beginning run once: its keys and values, with their gradient, serve all rows that have it."""
         network = base_model(self.model)
         cache = DynamicCache(config=network.config.get_text_config())
         begun = network.model(**inputs.beginnings, past_key_values=cache, use_cache=True).last_hidden_state
@@ -89,15 +138,15 @@ class TokenScorer(nn.Module):
         # The first token of a rest follows the last one of its beginning.
         hidden = torch.cat([begun[inputs.which, -1:], rest], dim=1)
         places = columns - inputs.sizes[rows]
-        return hidden[rows, places], inputs.rests["input_ids"][rows, places]
+        return hidden[rows, places], _at(inputs.rests["input_ids"], rows, places)
 
     def _packed(self, inputs: PackedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with each group as one long row."""
+        """With each group as one long row."""
         hidden: Tensor = base_model(self.model).model(**inputs.packs, use_cache=False).last_hidden_state
         packs, sizes = inputs.which[rows], inputs.sizes[rows]
         places = inputs.starts[rows] + columns - sizes
         before = torch.where(columns == sizes, sizes, places) - 1
-        return hidden[packs, before], inputs.packs["input_ids"][packs, places]
+        return hidden[packs, before], _at(inputs.packs["input_ids"], packs, places)
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_model(self.model).lm_head
@@ -153,6 +202,10 @@ def _distribution(logits: Tensor, targets: Tensor, banned: Tensor, temperature: 
     # Σ p log p = Σ p z - log Σ exp z; where a token is banned, p is 0 and z is not finite.
     mean = (probabilities * scaled.nan_to_num_(neginf=0.0)).sum(-1)
     return chosen, total - mean, probabilities
+
+
+def _at(ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return ids[rows, columns.clamp(max=ids.shape[1] - 1)]
 
 
 def _for_rows(kept: Tensor, which: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Turn:
         reward: the environment's reward for this turn.
         kind: the action the environment understood (``"answer"``, ..., ``"malformed"``).
         valid: whether the environment accepted the action.
+        tool_failed: whether the action's tool gave nothing because it failed.
     """
 
     prompt_ids: tuple[int, ...]
@@ -65,6 +66,12 @@ class Turn:
     reward: float
     kind: str
     valid: bool
+    tool_failed: bool = False
+
+    def __len__(self) -> int:
+        """Tokens of the turn."""
+        said = self.completion
+        return len(self.prompt_ids) + len(said.forced_ids) + len(said.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

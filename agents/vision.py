@@ -2,11 +2,12 @@
 
 What the tower returns for a picture is kept under the picture's digest, least recently used first out, and joined
 again for any batch. The joined outputs are handed to the model's own ``mm_encoder_outputs``, so families whose tower
-feeds several layers (deepstack) stay exact.
+feeds several layers (deepstack) stay exact. Two threads may ask at once, one that samples and one that trains.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -59,16 +60,18 @@ class ImagePreparer:
         self._processor = processor.image_processor
         self._kept: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes)
         self._grids: dict[tuple[int, int], Tensor] = {}
+        self._lock = threading.RLock()
 
     def one(self, image: Image) -> dict[str, Tensor]:
         """The processor's tensors for one picture: forward keywords, first axis = the picture's pieces."""
-        if image.digest not in self._kept:
-            out = self._processor(images=[image.to_pil()], return_tensors="pt")
-            tensors = {name: value for name, value in out.items() if torch.is_tensor(value)}
-            self._kept.put(image.digest, tensors, sum(value.nbytes for value in tensors.values()))
-            if "image_grid_thw" in tensors:
-                self._grids[image.width, image.height] = tensors["image_grid_thw"]
-        return self._kept.get(image.digest)
+        with self._lock:
+            if image.digest not in self._kept:
+                out = self._processor(images=[image.to_pil()], return_tensors="pt")
+                tensors = {name: value for name, value in out.items() if torch.is_tensor(value)}
+                self._kept.put(image.digest, tensors, sum(value.nbytes for value in tensors.values()))
+                if "image_grid_thw" in tensors:
+                    self._grids[image.width, image.height] = tensors["image_grid_thw"]
+            return self._kept.get(image.digest)
 
     def many(self, images: Sequence[Image]) -> dict[str, Tensor]:
         """The forward keywords for several pictures in order."""
@@ -91,6 +94,7 @@ class VisionCache:
         self._model = model
         self._preparer = preparer
         self._kept: ByteCache[Any] = ByteCache(cache_bytes)
+        self._lock = threading.Lock()
         self.tower_calls = 0
         """Pictures that went through the tower."""
 
@@ -98,11 +102,12 @@ class VisionCache:
         """Forward keywords that carry the features of ``images`` in order; empty without pictures."""
         if not images:
             return {}
-        found = {i.digest: self._kept.get(i.digest) for i in images if i.digest in self._kept}
-        missing = list({i.digest: i for i in images if i.digest not in found}.values())
-        for start in range(0, len(missing), _TOWER_BATCH):
-            part = missing[start : start + _TOWER_BATCH]
-            found |= dict(zip((image.digest for image in part), self._encode(part), strict=True))
+        with self._lock:
+            found = {i.digest: self._kept.get(i.digest) for i in images if i.digest in self._kept}
+            missing = list({i.digest: i for i in images if i.digest not in found}.values())
+            for start in range(0, len(missing), _TOWER_BATCH):
+                part = missing[start : start + _TOWER_BATCH]
+                found |= dict(zip((image.digest for image in part), self._encode(part), strict=True))
         return {"mm_encoder_outputs": {"image": _join([found[image.digest] for image in images])}}
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,11 +27,33 @@ TokenCredit = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class CriticTargets:
+    """What a critic is trained towards, on the sampled tokens of a trajectory.
+
+    Attributes:
+        old_values: (T,) its values before the iteration's updates.
+        returns: (T,) what they should have been.
+    """
+
+    old_values: TokenCredit
+    returns: TokenCredit
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """A trajectory and the credit of each of its tokens."""
+    """A trajectory and the credit of each of its tokens.
+
+    Attributes:
+        trajectory: T tokens.
+        advantages: (T,).
+        critic: what a critic learns from it.
+        end: tokens from here on are left out of the loss; None for none.
+    """
 
     trajectory: Trajectory
     advantages: TokenCredit
+    critic: CriticTargets | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
         tokens = len(self.trajectory.loss_mask)
@@ -53,9 +75,32 @@ class Example:
         return first.prompt_ids, tuple(image.digest for image in first.images)
 
     @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(T,) True on the tokens that are trained on: those that were sampled, up to ``end``."""
+        sampled = np.asarray(self.trajectory.loss_mask, dtype=bool)
+        return sampled if self.end is None else sampled & (np.arange(len(sampled)) < self.end)
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens that are trained on."""
-        return sum(self.trajectory.loss_mask)
+        return int(self.mask.sum())
+
+    def cut_after(self, tokens: int, *, advantages: TokenCredit) -> Self:
+        """With other advantages, and only so many tokens trained on."""
+        return replace(self, advantages=advantages, end=tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticBatch:
+    """:class:`CriticTargets` of a batch.
+
+    Attributes:
+        old_values: (B, T).
+        returns: (B, T).
+    """
+
+    old_values: Tensor
+    returns: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +115,7 @@ class TokenBatch:
         ref_logprobs: (B, T) under the reference policy; None when the algorithm does not ask for them.
         weights: (B, T) importance weights of the tokens; None where sampler and trainer are taken for the same.
         corrected_from: (B, T) the sampler's log-probabilities where ``old_logprobs`` are the trainer's.
+        critic: what a critic is trained towards; None without one.
     """
 
     inputs: Any
@@ -79,6 +125,7 @@ class TokenBatch:
     ref_logprobs: Tensor | None = None
     weights: Tensor | None = None
     corrected_from: Tensor | None = None
+    critic: CriticBatch | None = None
 
     @property
     def sampler_logprobs(self) -> Tensor:
@@ -169,9 +216,20 @@ def collate(examples: Sequence[Example], policy: TrainablePolicy, *, device: tor
     trajectories = [example.trajectory for example in examples]
     return TokenBatch(
         inputs=policy.forward_inputs(trajectories),
-        loss_mask=_padded([item.loss_mask for item in trajectories], length, torch.bool, device),
+        loss_mask=_padded([example.mask for example in examples], length, torch.bool, device),
         old_logprobs=_padded([item.old_logprobs for item in trajectories], length, torch.float32, device),
         advantages=_padded([example.advantages for example in examples], length, torch.float32, device),
+        critic=_critic_batch(examples, length, device),
+    )
+
+
+def _critic_batch(examples: Sequence[Example], length: int, device: torch.device) -> CriticBatch | None:
+    targets = [example.critic for example in examples if example.critic is not None]
+    if len(targets) < len(examples):
+        return None
+    return CriticBatch(
+        old_values=_padded([target.old_values for target in targets], length, torch.float32, device),
+        returns=_padded([target.returns for target in targets], length, torch.float32, device),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from agents.critic import CriticSettings
 from agents.engines.hf import SamplingLimits
 from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy
@@ -22,8 +23,10 @@ from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import ConfigError, DataError
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.resources import resolve_questions
-from training.algorithms import GRPO, Algorithm
-from training.config import AlgorithmConfig, EnvConfig, RunConfig
+from training.algorithms import PRESETS, Algorithm, options_of
+from training.algorithms.credit import FatalFailures, Overlong
+from training.algorithms.policy_gradient import Correction
+from training.config import AlgorithmConfig, CriticConfig, EnvConfig, RunConfig
 from training.engine import AdamSettings, Place
 from training.run import Parts
 from training.search_task import SearchTask
@@ -47,6 +50,7 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
         limits=SamplingLimits(max_new_tokens=config.rollout.max_new_tokens, temperature=config.rollout.temperature),
         max_context_tokens=config.rollout.max_context_tokens,
         system=settings.system,
+        critic=CriticSettings(config.critic.trunk) if config.algorithm.name == "ppo" else None,
     )
     if settings.adapter:
         policy.load_adapter(Path(settings.adapter))
@@ -55,16 +59,49 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     return policy
 
 
-def build_algorithm(config: AlgorithmConfig) -> Algorithm:
-    """The algorithm a recipe names."""
-    return GRPO(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        kl_coefficient=config.kl_coefficient,
-        advantage_scale=config.advantage_scale,
-        correction=config.correction,
-        correction_cap=config.correction_cap,
+def build_algorithm(config: RunConfig) -> Algorithm:
+    """The algorithm a recipe names.
+
+    Raises:
+        ConfigError: an option that has no effect under it.
+    """
+    settings = config.algorithm
+    return PRESETS[settings.name](
+        **_chosen(settings),
+        **(_chosen_of_critic(config.critic) if settings.name == "ppo" else {}),
+        **({"episode_tokens": _most_sampled(config)}),
+        kl_coefficient=settings.kl_coefficient,
+        correction=None if settings.correction == "none" else Correction(settings.correction, settings.correction_cap),
+        overlong=Overlong(settings.overlong_tokens, settings.overlong_margin),
+        fatal=FatalFailures(settings.fatal_failures),
     )
+
+
+def _chosen(settings: AlgorithmConfig) -> dict[str, Any]:
+    """The options that a recipe sets and only some algorithms have. Raises ConfigError."""
+    own = options_of(settings.name)
+    chosen: dict[str, Any] = {}
+    for name in ("clip_low", "clip_high", "advantage_scale", "aggregation", "baseline", "returns"):
+        value, default = getattr(settings, name), getattr(AlgorithmConfig(), name)
+        if value == default:
+            continue
+        if name not in own:
+            raise ConfigError(
+                f"algorithm.{name}: expected {default!r} with algorithm {settings.name!r}, got {value!r}; it has no "
+                "effect there"
+            )
+        chosen[name] = value
+    return chosen
+
+
+def _chosen_of_critic(settings: CriticConfig) -> dict[str, Any]:
+    known = options_of("ppo")
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name in known}
+
+
+def _most_sampled(config: RunConfig) -> float:
+    """Tokens that may be sampled in an episode."""
+    return float(config.env.max_rounds * config.rollout.max_new_tokens)
 
 
 def adam_settings(config: RunConfig) -> AdamSettings:
@@ -76,6 +113,7 @@ def adam_settings(config: RunConfig) -> AdamSettings:
         epsilon=optimiser.epsilon,
         weight_decay=optimiser.weight_decay,
         max_grad_norm=optimiser.max_grad_norm,
+        rates={"critic.": config.critic.learning_rate_factor} if config.algorithm.name == "ppo" else {},
     )
 
 
@@ -145,6 +183,7 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
     policy = build_policy(config, device=place.device)
     task = SearchTask(
         policy=policy,
+        player=policy.twin() if config.rollout.staleness else policy,
         questions=questions,
         env={**env_keywords(config.env), "questions": questions},
         limits=RolloutLimits(
@@ -157,7 +196,7 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
     return Parts(
         policy=policy,
         task=task,
-        algorithm=build_algorithm(config.algorithm),
+        algorithm=build_algorithm(config),
         adam=adam_settings(config),
         test_questions=evaluation_questions(config),
         questions_during=questions_during(config) if config.evaluation.every else [],
@@ -173,6 +212,7 @@ def description(config: RunConfig) -> list[str]:
     questions = training_questions(config)
     test = evaluation_questions(config)
     MMSearchEnv(**env_keywords(config.env), questions=questions)
+    build_algorithm(config)
     rollout_config = config.rollout
     episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size
     passes = config.iterations * rollout_config.questions_per_iteration / len(questions)

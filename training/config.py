@@ -139,19 +139,64 @@ class RolloutConfig:
             "faster where searches are slow."
         ),
     ] = "together"
+    staleness: Annotated[
+        int,
+        About(
+            "Iterations that the weights which play may be behind those that learn; with 1 an iteration is played "
+            "while the one before it is learnt from.",
+            "iterations",
+            low=0,
+            high=1,
+        ),
+    ] = 0
+    refills: Annotated[
+        int,
+        About(
+            "How often at most other questions are played in place of groups without signal (DAPO's dynamic sampling).",
+            "times",
+            low=0,
+        ),
+    ] = 0
+    extra_episodes: Annotated[
+        int, About("Further episodes of questions that no episode of the group got right.", "episodes", low=0)
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmConfig:
     """What is made of the rewards."""
 
-    name: Annotated[Literal["grpo"], About("The algorithm.")] = "grpo"
+    name: Annotated[
+        Literal["grpo", "dr_grpo", "dapo", "gspo", "bn_gspo", "cispo", "rloo", "reinforce_pp", "ppo"],
+        About("The algorithm."),
+    ] = "grpo"
+    clip_low: Annotated[
+        float | None,
+        About("The probability ratio is clipped below 1 - clip_low; none for the algorithm's own.", low=0, high=1),
+    ] = None
+    clip_high: Annotated[
+        float | None,
+        About("The probability ratio is clipped above 1 + clip_high; none for the algorithm's own.", low=0),
+    ] = None
     advantage_scale: Annotated[
-        Literal["std", "none"],
-        About("Divide a group's advantages by its standard deviation, or leave them as differences from its mean."),
-    ] = "std"
-    clip_low: Annotated[float, About("The probability ratio is clipped below 1 - clip_low.", low=0, high=1)] = 0.2
-    clip_high: Annotated[float, About("The probability ratio is clipped above 1 + clip_high.", low=0)] = 0.2
+        Literal["own", "std", "none"],
+        About(
+            "Divide a group's advantages by its standard deviation, or leave them as differences from its mean; or as "
+            "the algorithm has it."
+        ),
+    ] = "own"
+    aggregation: Annotated[
+        Literal["own", "token", "episode", "constant"],
+        About("Whether tokens weigh the same, or episodes, or a constant is divided by; or as the algorithm has it."),
+    ] = "own"
+    baseline: Annotated[
+        Literal["own", "group", "batch"],
+        About("What REINFORCE++ compares an episode with; or as the algorithm has it."),
+    ] = "own"
+    returns: Annotated[
+        Literal["episode", "to_go"],
+        About("Whether a turn is credited with all rewards of its episode, or with those from it on."),
+    ] = "episode"
     kl_coefficient: Annotated[
         float,
         About("Weight of the KL divergence from the model without any adapter; 0 skips its pass.", low=0),
@@ -161,6 +206,20 @@ class AlgorithmConfig:
         About("Whether tokens are weighted by how much likelier the trainer says them than the sampler did."),
     ] = "none"
     correction_cap: Annotated[float, About("Largest such weight.", above=0)] = 2.0
+    overlong_tokens: Annotated[
+        int,
+        About("Sampled tokens of an episode from which on its reward is 1 less (DAPO); 0 for none.", "tokens", low=0),
+    ] = 0
+    overlong_margin: Annotated[int, About("Tokens over which this punishment grows.", "tokens", low=1)] = 64
+    fatal_failures: Annotated[
+        int,
+        About(
+            "Failed searches in a row after which an episode's later turns are not learnt from, nor anything in it "
+            "held against the policy; 0 for none.",
+            "searches",
+            low=0,
+        ),
+    ] = 0
     drop_groups_without_signal: Annotated[bool, About("Leave out groups whose episodes all got the same return.")] = (
         True
     )
@@ -168,6 +227,27 @@ class AlgorithmConfig:
     questions_per_update: Annotated[
         int, About("Questions behind one optimiser step; 0 takes all of the iteration.", "questions", low=0)
     ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CriticConfig:
+    """How states are valued, for ``algorithm.name: ppo``."""
+
+    trunk: Annotated[
+        Literal["shared", "detached"],
+        About("Whether the critic's gradient trains the adapter too, or only the critic's own head."),
+    ] = "shared"
+    learning_rate_factor: Annotated[
+        float, About("The head's learning rate, as a multiple of the adapter's.", above=0)
+    ] = 1.0
+    value_coefficient: Annotated[float, About("Weight of the critic's loss.", above=0)] = 0.5
+    value_clip: Annotated[
+        float, About("Values that moved further than this since the rollout learn nothing more.", above=0)
+    ] = 0.2
+    token_discount: Annotated[float, About("Discount from a token to the next one of a turn.", low=0, high=1)] = 1.0
+    token_decay: Annotated[float, About("GAE's lambda within a turn.", low=0, high=1)] = 1.0
+    turn_discount: Annotated[float, About("Discount from a turn to the next one.", low=0, high=1)] = 1.0
+    turn_decay: Annotated[float, About("GAE's lambda from a turn to the next one.", low=0, high=1)] = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +339,7 @@ class RunConfig:
     env: EnvConfig = EnvConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    critic: CriticConfig = CriticConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

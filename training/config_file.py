@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from mmsearch_env.errors import ConfigError
-from training.config import About, AlgorithmConfig, OutputConfig, RunConfig
+from training.config import About, RunConfig
+from training.consistency import check_together
 
 _BUNDLED = Path(__file__).parent / "configs"
 _EXPONENT = re.compile(r"[+-]?[0-9]+([eE][+-]?[0-9]+)")
@@ -38,7 +39,7 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _put(tree, *_parse_override(override))
     config = config_from_mapping(tree)
-    _check_together(config)
+    check_together(config)
     return config
 
 
@@ -193,40 +194,3 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _check_together(config: RunConfig) -> None:
-    """Refuse options that have no effect beside others, and combinations that cannot work."""
-    optimiser, algorithm = config.optimiser, config.algorithm
-    if config.rollout.max_context_tokens <= config.rollout.max_new_tokens:
-        raise ConfigError(
-            f"rollout.max_context_tokens: expected more than rollout.max_new_tokens ({config.rollout.max_new_tokens}), "
-            f"got {config.rollout.max_context_tokens}; no prompt would fit"
-        )
-    if config.policy.adapter and not Path(config.policy.adapter).is_dir():
-        raise ConfigError(f"policy.adapter: expected the folder of an adapter, got {config.policy.adapter!r}")
-    if optimiser.decay_centre and optimiser.schedule != "sigmoid":
-        raise ConfigError(
-            f"optimiser.decay_centre: expected 0 with schedule {optimiser.schedule!r}, got {optimiser.decay_centre}; "
-            "it belongs to schedule 'sigmoid'"
-        )
-    if optimiser.final_fraction and optimiser.schedule == "constant":
-        raise ConfigError(
-            f"optimiser.final_fraction: expected 0 with schedule 'constant', got {optimiser.final_fraction}; "
-            "choose a schedule that decays"
-        )
-    if algorithm.correction == "none" and algorithm.correction_cap != AlgorithmConfig().correction_cap:
-        raise ConfigError(
-            f"algorithm.correction_cap: expected {AlgorithmConfig().correction_cap:g} with correction 'none', got "
-            f"{algorithm.correction_cap:g}; choose a correction"
-        )
-    if config.output.tracker == "none" and config.output.project != OutputConfig().project:
-        raise ConfigError(
-            f"output.project: expected {OutputConfig().project!r} with tracker 'none', got {config.output.project!r}; "
-            "choose a tracker"
-        )
-    if algorithm.questions_per_update > config.rollout.questions_per_iteration:
-        raise ConfigError(
-            f"algorithm.questions_per_update: expected at most rollout.questions_per_iteration "
-            f"({config.rollout.questions_per_iteration}), got {algorithm.questions_per_update}"
-        )

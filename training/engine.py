@@ -16,7 +16,7 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -54,6 +54,7 @@ class AdamSettings:
         epsilon: added to the denominator.
         weight_decay: decoupled weight decay.
         max_grad_norm: gradients are scaled down to this global 2-norm.
+        rates: beginning of a parameter's name -> what the learning rate is multiplied by for it.
     """
 
     beta1: float = 0.9
@@ -61,6 +62,7 @@ class AdamSettings:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Engine:
         self._named = _trainable(module)
         adam = adam or AdamSettings()
         optimiser = torch.optim.AdamW(
-            [parameter for _, parameter in self._named],
+            _parameter_groups(self._named, adam.rates),
             lr=0.0,
             betas=(adam.beta1, adam.beta2),
             eps=adam.epsilon,
@@ -184,7 +186,7 @@ class Engine:
             was skipped and the gradients dropped.
         """
         for group in self._engine.optimizer.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         with _quiet():
             self._engine.step()
         self._module.eval()
@@ -299,6 +301,15 @@ def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
         dtype = dict(named)[odd].dtype
         raise PolicyError(f"expected float32 trainable parameters, got {dtype} in {odd}; keep the adapter in float32")
     return named
+
+
+def _parameter_groups(named: list[tuple[str, nn.Parameter]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters that learn at the same rate."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        rate = next((rate for beginning, rate in rates.items() if name.startswith(beginning)), 1.0)
+        found.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "rate": rate} for rate, parameters in found.items()]
 
 
 def _fill_launcher_variables() -> None:

@@ -16,7 +16,7 @@ from training.checkpoint import Checkpoint
 from training.config import RunConfig
 from training.config_file import to_mapping
 
-_MUST_AGREE = ("policy", "env", "rollout", "algorithm", "optimiser", "seed")
+_MUST_AGREE = ("policy", "env", "rollout", "algorithm", "critic", "optimiser", "seed")
 """Sections that may not change between the parts of one run; iterations, engine and output may."""
 _EVALUATED = ("file", "split", "questions", "temperature")
 """Settings of the evaluations before and after, which are compared and so may not change either."""

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 
-from training.algorithms import Algorithm
+from agents.trajectory import Group
+from training.algorithms import Algorithm, StateValues, UpdateSize
 from training.batch import Example, TokenBatch, collate, micro_batches, micro_batches_of_groups
 from training.engine import Engine
 from training.losses import masked_sum
@@ -73,6 +75,13 @@ class Learner:
     temperature: float
     micro_batch_tokens: int
 
+    def credit(self, groups: Mapping[int, Group]) -> dict[int, list[Example]]:
+        """The examples of each group, under its key; every rank calls it."""
+        played = list(groups.values())
+        values = self._values(played) if self.algorithm.needs_values else None
+        credited = self.algorithm.advantages(played, values=values, total=self.engine.total)
+        return dict(zip(groups, credited, strict=True))
+
     def prepare(self, examples: Iterable[Example], *, updates: int) -> list[tuple[tuple[Example, ...], TokenBatch]]:
         """Micro-batches of this rank, with the scores that the algorithm asks for.
 
@@ -81,9 +90,7 @@ class Learner:
             updates: that the iteration has; only where there are several, the trainer's scores before the first one
                 take a pass of their own.
         """
-        cut_up = micro_batches_of_groups if self.policy.shares_prompts else micro_batches
-        cut = cut_up(examples, token_budget=self.micro_batch_tokens)
-        batches = [(part, self._scored_by_reference(self._collated(part))) for part in cut]
+        batches = [(part, self._scored_by_reference(self._collated(part))) for part in self._cut(examples)]
         return [(part, self._corrected(batch)) for part, batch in batches] if updates > 1 else batches
 
     def update(
@@ -105,10 +112,9 @@ class Learner:
         Returns:
             The gradient norm before clipping (infinite: the update was skipped); None when no rank had an example.
         """
-        tokens = float(sum(example.sampled_tokens for part, _ in prepared for example in part))
-        token_count = self.engine.total({"tokens": tokens})["tokens"]
+        size = self._size([example for part, _ in prepared for example in part])
         rounds = int(self.engine.largest({"rounds": float(len(prepared))})["rounds"])
-        if not token_count:
+        if not size.tokens:
             return None
         for part, batch in prepared:
             scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
@@ -116,7 +122,7 @@ class Learner:
                 record.measure_gap(scores, batch)
             if self.algorithm.corrects and batch.weights is None:
                 batch = self._weighted(batch, scores)
-            terms = self.algorithm.loss(scores, batch, token_count=token_count)
+            terms = self.algorithm.loss(scores, batch, size=size)
             self.engine.backward(terms.loss)
             record.add({name: float(value) for name, value in terms.sums.items()}, part)
         for _ in range(len(prepared), rounds):
@@ -143,6 +149,32 @@ class Learner:
             "policy/logprob_gap_max": gap_max,
             "optimiser/tokens": counts["passed"],
         }
+
+    def _cut(self, examples: Iterable[Example]) -> list[tuple[Example, ...]]:
+        cut_up = micro_batches_of_groups if self.policy.shares_prompts else micro_batches
+        return cut_up(examples, token_budget=self.micro_batch_tokens)
+
+    def _size(self, examples: Sequence[Example]) -> UpdateSize:
+        """Of an update of which this rank has these examples."""
+        sampled = [example.sampled_tokens for example in examples]
+        counts = {"tokens": float(sum(sampled)), "trajectories": float(sum(count > 0 for count in sampled))}
+        return UpdateSize(**self.engine.total(counts))
+
+    def _values(self, groups: Sequence[Group]) -> list[list[StateValues]]:
+        """What the critic thinks of every trajectory."""
+        plain = [
+            Example(trajectory, np.zeros(len(trajectory.loss_mask), dtype=np.float32))
+            for group in groups
+            for trajectory in group.trajectories
+        ]
+        found: dict[int, StateValues] = {}
+        for part in self._cut(plain):
+            batch = self._collated(part)
+            scores = self.engine.score(batch.inputs, batch.loss_mask, self.temperature, "values")
+            rows = zip(part, scores.values.cpu(), scores.last_values.cpu(), batch.loss_mask.cpu(), strict=True)
+            for example, values, last, mask in rows:
+                found[id(example.trajectory)] = StateValues(values[mask].numpy(), float(last))
+        return [[found[id(trajectory)] for trajectory in group.trajectories] for group in groups]
 
     def _backward_nothing(self) -> None:
         """A backward call of loss 0: ranks with more micro-batches make theirs together with this one."""

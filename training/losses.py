@@ -49,9 +49,75 @@ def clipped_surrogate(
     """
     _same_shape(logprobs, old_logprobs, advantages)
     ratio = torch.exp((logprobs - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
-    free = ratio * advantages
-    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    return Surrogate(losses=-torch.minimum(free, bounded), clipped=bounded < free)
+    return _clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def sequence_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
+) -> Surrogate:
+    """The clipped surrogate with one ratio for a whole trajectory.
+
+    With n sampled tokens in trajectory i:
+
+        sᵢ = exp( 1/n Σₜ (logπ(t) - logπ_old(t)) )
+        Lₜ = -min(sᵢ,ₜ Âₜ, clip(sᵢ,ₜ, 1 - ε_low, 1 + ε_high) Âₜ),   sᵢ,ₜ = sg[sᵢ] π(t) / sg[π(t)]
+
+    sg stops the gradient, so that each token carries its own advantage. GSPO, Zheng et al. 2025 (arXiv 2507.18071),
+    eq. 7 and 13-14; averaged within trajectories first, its gradient for one advantage per trajectory is that of eq. 5.
+
+    Args:
+        logprobs: under the policy being trained.
+        old_logprobs: under the policy that sampled.
+        advantages: credit of each token.
+        mask: bool, the sampled tokens.
+        clip_low: ε_low, in [0, 1].
+        clip_high: ε_high, at least 0.
+    """
+    _same_shape(logprobs, old_logprobs, advantages, mask)
+    apart = torch.where(mask, logprobs - old_logprobs, 0.0).detach()
+    mean = apart.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    ratio = torch.exp((mean + logprobs - logprobs.detach()).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
+    return _clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+
+
+def weighted_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> Surrogate:
+    """The log-probability of each token, weighted by its clipped ratio; no token is without gradient.
+
+        Lₜ = -sg[ clip(rₜ, 1 - ε_low, 1 + ε_high) ] Âₜ logπ(t)
+
+    CISPO, MiniMax 2025 (arXiv 2506.13585), eq. 4-5; ε_low = 1 leaves the ratio free below.
+
+    Args:
+        logprobs: under the policy being trained.
+        old_logprobs: under the policy that sampled.
+        advantages: credit of each token.
+        clip_low: ε_low, in [0, 1].
+        clip_high: ε_high, at least 0.
+    """
+    _same_shape(logprobs, old_logprobs, advantages)
+    ratio = torch.exp((logprobs.detach() - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
+    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return Surrogate(losses=-bounded * advantages * logprobs, clipped=bounded != ratio)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
+    """The critic's loss at each token.
+
+        Lₜ = ½ max( (Vₜ - Rₜ)², (clip(Vₜ, V_oldₜ - c, V_oldₜ + c) - Rₜ)² )
+
+    PPO's reference implementation; Huang et al. 2022, "The 37 implementation details of PPO", detail 9.
+
+    Args:
+        values: V, by the critic being trained.
+        old_values: V_old, by the critic before the iteration's updates.
+        returns: R, what the values should have been.
+        clip: c; values further than this from the old ones learn nothing more.
+    """
+    _same_shape(values, old_values, returns)
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
 
 Level = Literal["token", "sequence"]
@@ -98,6 +164,12 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over the tokens where ``mask`` is True; what stands elsewhere, NaN included, has no part in it. Scalar."""
     _same_shape(values, mask)
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
+
+
+def _clipped(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Surrogate:
+    free = ratio * advantages
+    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    return Surrogate(losses=-torch.minimum(free, bounded), clipped=bounded < free)
 
 
 def _same_shape(*tensors: Tensor) -> None:

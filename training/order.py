@@ -57,6 +57,19 @@ def positions_of(iteration: int, *, each_pass: Sequence[int], per_iteration: int
     return order[offset : offset + per_iteration]
 
 
+def spare_positions(iteration: int, draw: int, *, each_pass: Sequence[int], seed: int) -> list[int]:
+    """Positions of questions for the places from which nothing is learnt, in order of preference.
+
+    Args:
+        iteration: counted from 0.
+        draw: how often places were filled in this iteration before.
+        each_pass: positions of the questions that a pass plays.
+        seed: of the run.
+    """
+    order = np.random.default_rng(seed_of(seed, 4, iteration, draw)).permutation(len(each_pass))
+    return [each_pass[place] for place in order.tolist()]
+
+
 def fingerprint(questions: Sequence[Question]) -> str:
     """Short digest of ids and their order, by which a checkpoint knows its questions again."""
     return hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from agents.evaluate import Evaluation
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.questions import Question
 from training import checkpoint, curves, report
+from training.acting import Actor
 from training.algorithms import Algorithm
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
@@ -73,9 +75,10 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
     else:
         console.print(f"resuming after iteration {counters.iteration} of {config.iterations}")
     progress = RunProgress(console, total=config.iterations, done=counters.iteration)
+    actor = Actor(parts.task, config, engine)
     run = Run(
         config=config,
-        task=parts.task,
+        actor=actor,
         learner=Learner(
             policy=parts.policy,
             engine=engine,
@@ -89,7 +92,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         stop=stop,
         phase=progress.phase,
     )
-    with progress.shown():
+    with progress.shown(), closing(actor):
         counters = train(run, counters)
     if counters.iteration < config.iterations:
         console.print(f"stopped after iteration {counters.iteration} and saved; the same command goes on from there")

@@ -24,7 +24,8 @@ class SearchTask:
     """What is played, bound to one policy.
 
     Attributes:
-        policy: who plays.
+        policy: who is trained, and evaluated.
+        player: who plays: the policy itself, or its twin where it plays while the policy is trained.
         questions: what is trained on.
         env: keywords of ``MMSearchEnv``.
         limits: how many episodes go on at once.
@@ -32,6 +33,7 @@ class SearchTask:
     """
 
     policy: LMMPolicy
+    player: LMMPolicy
     questions: QuestionSet
     env: dict[str, Any]
     limits: RolloutLimits
@@ -42,7 +44,7 @@ class SearchTask:
     ) -> list[Group]:
         """Play ``group_size`` episodes of each question."""
         return rollout(
-            self.policy,
+            self.player,
             self._make_env,
             questions,
             group_size=group_size,
@@ -50,6 +52,11 @@ class SearchTask:
             earlier=earlier,
             limits=self.limits,
         )
+
+    def catch_up(self) -> None:
+        """Play with the weights that the policy has now."""
+        if self.player is not self.policy:
+            self.player.catch_up(self.policy)
 
     def evaluate(self, questions: Sequence[Question]) -> Evaluation:
         """Play one episode of each question, the same way every time."""

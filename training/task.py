@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -26,6 +26,8 @@ class TokenScores(Protocol):
     Attributes:
         logprobs: (B, T) log-probability of token t given the tokens before it, at the sampling temperature.
         entropy: (B, T) entropy of the distribution token t was drawn from, in nats.
+        values: (B, T) a critic's value of the state in which token t was sampled; None without a critic.
+        last_values: (B,) of the state after the last sampled token; only where values alone were wanted.
     """
 
     @property
@@ -38,13 +40,27 @@ class TokenScores(Protocol):
         """(B, T)."""
         ...
 
+    @property
+    def values(self) -> torch.Tensor | None:
+        """(B, T)."""
+        ...
+
+    @property
+    def last_values(self) -> torch.Tensor | None:
+        """(B,)."""
+        ...
+
+
+Wanted = Literal["scores", "values"]
+"""What a scorer is asked for: everything, or a critic's values alone, without log-probabilities."""
+
 
 class TrainablePolicy(Protocol):
     """A policy whose adapter can be trained."""
 
     @property
     def scorer(self) -> torch.nn.Module:
-        """Module with ``forward(inputs, loss_mask, temperature) -> TokenScores``, on the device it is trained on."""
+        """Module with ``forward(inputs, loss_mask, temperature, wanted="scores") -> TokenScores``, on its device."""
         ...
 
     @property
@@ -61,11 +77,11 @@ class TrainablePolicy(Protocol):
         ...
 
     def trainable_parameters(self) -> Iterable[torch.nn.Parameter]:
-        """The adapter's parameters, float32."""
+        """The adapter's parameters and a critic's, float32."""
         ...
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter (PEFT format for a LoRA) into a folder that exists."""
+        """Write the adapter (PEFT format for a LoRA) and a critic's head into a folder that exists."""
         ...
 
     def load_adapter(self, folder: Path) -> None:
@@ -93,6 +109,10 @@ class Task(Protocol):
         ``earlier`` says how often each question was given before under this seed, on any process. A question that
         cannot be played comes back as a group of trajectories without turns.
         """
+        ...
+
+    def catch_up(self) -> None:
+        """Play with the weights that the policy has now, until this is called again. Never during ``rollout``."""
         ...
 
     def evaluate(self, questions: Sequence[Question]) -> Evaluation:

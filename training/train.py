@@ -1,8 +1,8 @@
 """The loop: act, credit, learn, measure, keep.
 
 :func:`train` is the whole of it; what stands around it in this file is what its lines are made of. It runs the same on
-every rank: a rank plays and learns from every world_size-th question of an iteration, and sums are shared where a
-number concerns all of them.
+every rank: a rank plays and learns from its share of an iteration's questions, and sums are shared where a number
+concerns all of them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from agents.rollout import times_before
 from agents.trajectory import Group
 from mmsearch_env.errors import BudgetError, PolicyError
-from mmsearch_env.questions import Question
+from training.acting import Actor
 from training.algorithms import Algorithm
 from training.batch import Example
 from training.config import RunConfig
 from training.engine import Engine
 from training.interrupt import StopRequest
 from training.learn import Learner, LearningRecord
-from training.metrics import episode_metrics, episode_sums, is_played
-from training.order import one_pass, positions_of, seed_generators, seed_of
+from training.metrics import episode_metrics, episode_sums
+from training.order import seed_generators
 from training.schedules import LearningRate
-from training.task import Task
 
 _SKIPS_ALLOWED = 5
 """Updates in a row whose gradient is not finite before the run gives up."""
@@ -64,7 +62,7 @@ class Run:
 
     Attributes:
         config: the recipe.
-        task: what is played.
+        actor: who plays.
         learner: policy, algorithm and engine.
         watchers: told about every iteration; empty on ranks other than 0.
         save: writes a checkpoint with these counters; called on every rank.
@@ -74,7 +72,7 @@ class Run:
     """
 
     config: RunConfig
-    task: Task
+    actor: Actor
     learner: Learner
     watchers: Sequence[Watcher]
     save: Callable[[Counters], None]
@@ -112,27 +110,21 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
         iteration, clock = counters.iteration, _Clock(run.phase)
         seed_generators(config.seed, 2, iteration, engine.place.rank)
 
-        with clock.phase("rollout"):  # act
-            questions, earlier = _questions_of(run, iteration)
-            with _saved_beyond_budget(run, counters):
-                groups = run.task.rollout(
-                    questions,
-                    group_size=config.rollout.group_size,
-                    seed=seed_of(config.seed, 3, iteration),
-                    earlier=earlier,
-                )
+        with clock.phase("rollout"), _saved_beyond_budget(run, counters):  # act
+            acted = run.actor.act(iteration)
         with clock.phase("learn"):  # credit, learn
-            played = {place: group for place, group in enumerate(groups) if is_played(group)}
-            credited = run.algorithm.advantages(list(played.values()))
-            counters, learnt = _learn(run, dict(zip(played, credited, strict=True)), counters)
+            credited = run.learner.credit(acted.learnt_from)
+            counters, learnt = _learn(run, credited, counters)
 
-        sums = engine.total(episode_sums(groups))  # measure
-        values = {**episode_metrics(sums), **learnt}
+        sums = engine.total(episode_sums(acted.groups))  # measure
+        values = {**episode_metrics(sums), **learnt, "policy/staleness": float(acted.staleness)}
         counters = replace(counters, iteration=iteration + 1, episodes=counters.episodes + int(sums["episodes"]))
         if _due(config.evaluation.every, counters.iteration):
             values.update(run.evaluate())
         for watcher in run.watchers:
-            watcher.iteration(counters.iteration, {**values, **clock.metrics(sums, learnt)}, groups)
+            watcher.iteration(
+                counters.iteration, {**values, **clock.metrics(sums, learnt, acted.seconds)}, acted.groups
+            )
 
         stopping = engine.largest({"stop": float(run.stop.made)})["stop"] > 0  # keep
         at_end = stopping or counters.iteration == config.iterations
@@ -145,28 +137,12 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
 
 @contextmanager
 def _saved_beyond_budget(run: Run, counters: Counters) -> Iterator[None]:
-    """Where a budget ends a rollout on any rank, all ranks save what is learnt and end. Raises BudgetError."""
-    spent: BudgetError | None = None
+    """Where a budget ends a rollout, what is learnt is saved before the run ends. Raises BudgetError."""
     try:
         yield
-    except BudgetError as error:
-        spent = error
-    if run.engine.largest({"spent": float(spent is not None)})["spent"]:
+    except BudgetError:
         run.save(counters)
-        raise spent or BudgetError("expected a budget for every process, got one that is spent; see its message")
-
-
-def _questions_of(run: Run, iteration: int) -> tuple[list[Question], list[int]]:
-    """This rank's share of the iteration's questions, and how often each came before in it on any rank."""
-    questions, place = run.task.questions, run.engine.place
-    positions = positions_of(
-        iteration,
-        each_pass=one_pass(questions, run.config.rollout.repeats),
-        per_iteration=run.config.rollout.questions_per_iteration,
-        seed=run.config.seed,
-    )
-    mine = slice(place.rank, None, place.world_size)
-    return [questions[position] for position in positions[mine]], times_before(positions)[mine]
+        raise
 
 
 def _learn(
@@ -174,7 +150,7 @@ def _learn(
 ) -> tuple[Counters, dict[str, float]]:
     """All updates of one iteration, and what is known of them over all ranks.
 
-    ``credited`` holds the examples of each question by its place in this rank's share.
+    ``credited`` holds the examples of each question by its place in the iteration.
     """
     config, record, first_update = run.config, LearningRecord.of(run.algorithm), counters.updates
     parts = _updates(run, credited)
@@ -232,12 +208,12 @@ def _updates(run: Run, credited: Mapping[int, Sequence[Example]]) -> list[list[E
     The question's place in the whole iteration decides, so that an update holds the same questions on any number of
     ranks. Groups without signal are left out if the recipe says so: they would only dilute the token count.
     """
-    place, config = run.engine.place, run.config
+    config = run.config
     per_update = config.algorithm.questions_per_update or config.rollout.questions_per_iteration
     parts: list[list[Example]] = [[] for _ in range(config.updates_per_epoch)]
-    for mine, examples in credited.items():
+    for place, examples in credited.items():
         if not config.algorithm.drop_groups_without_signal or any(item.advantages.any() for item in examples):
-            parts[(mine * place.world_size + place.rank) // per_update].extend(examples)
+            parts[place // per_update].extend(examples)
     return parts
 
 
@@ -261,7 +237,7 @@ class _Clock:
             yield
         self._spent[name] = time.perf_counter() - start
 
-    def metrics(self, sums: Mapping[str, float], learnt: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float], learnt: Mapping[str, float], playing_s: float) -> dict[str, float]:
         """The ``speed/`` metrics, from this rank's times and all ranks' tokens."""
         whole = time.perf_counter() - self._start
         rollout, learn = self._spent["rollout"], self._spent["learn"]
@@ -270,6 +246,6 @@ class _Clock:
             "speed/rollout_share": rollout / whole,
             "speed/learn_share": learn / whole,
             "speed/other_share": max(0.0, 1.0 - (rollout + learn) / whole),
-            "speed/sampled_tokens_per_s": sums["episode/sampled_tokens"] / rollout,
+            "speed/sampled_tokens_per_s": sums["episode/sampled_tokens"] / playing_s,
             "speed/learnt_tokens_per_s": learnt["optimiser/tokens"] / learn,
         }

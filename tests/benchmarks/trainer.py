@@ -41,7 +41,8 @@ from mmsearch_env.env import MMSearchEnv, StepReturn
 from mmsearch_env.images import Image
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.tools.search_tool import Hit, Query, SearchResult
-from training.algorithms import GRPO
+from training.acting import Actor
+from training.algorithms.presets import grpo
 from training.config import RunConfig
 from training.config_file import config_from_mapping
 from training.engine import Engine, join, leave
@@ -141,8 +142,8 @@ def measured(setup: Setup, config: RunConfig, policy: LMMPolicy, task: FixedTask
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
             config=config,
-            task=task,
-            learner=Learner(policy, engine, GRPO(), 1.0, config.engine.micro_batch_tokens),
+            actor=Actor(task, config, engine),
+            learner=Learner(policy, engine, grpo(), 1.0, config.engine.micro_batch_tokens),
             watchers=[MetricsFile(Path(folder) / "metrics", after=0), TensorBoard(Path(folder), after=0), Clock()],
             save=lambda counters: None,
             evaluate=dict,

@@ -35,12 +35,14 @@ class Scores(NamedTuple):
 
     logprobs: Tensor
     entropy: Tensor
+    values: Tensor | None = None
+    last_values: Tensor | None = None
 
 
 class GuessScorer(nn.Module):
-    """A frozen random GRU with a trainable adapter on its input and its output."""
+    """A frozen random GRU with a trainable adapter on its input and its output, and perhaps a critic."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, critic: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -53,26 +55,45 @@ class GuessScorer(nn.Module):
         for adapter in (self.adapter_in, self.adapter_out):
             nn.init.zeros_(adapter.weight)
             adapter.requires_grad_(True)
+        self.critic = nn.Linear(_WIDTH, 1) if critic else None
+        if self.critic is not None:
+            nn.init.zeros_(self.critic.weight)
+            nn.init.zeros_(self.critic.bias)
         self.scale = 1.0
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """(B, T) token ids -> (B, T, V)."""
+    def hidden(self, ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, width)."""
         embedded = self.embed(ids)
-        hidden, _ = self.gru(embedded + self.scale * self.adapter_in(embedded))
+        hidden: Tensor = self.gru(embedded + self.scale * self.adapter_in(embedded))[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, V)."""
         only_said = torch.full((len(WORDS),), -1e9).index_fill(0, torch.tensor([SEARCH, *ANSWERS]), 0.0)
         return self.head(hidden) + self.scale * self.adapter_out(hidden) + only_said
 
-    def forward(self, inputs: Mapping[str, Any], loss_mask: Tensor, temperature: float) -> Scores:
+    def forward(
+        self, inputs: Mapping[str, Any], loss_mask: Tensor, temperature: float, wanted: str = "scores"
+    ) -> Scores:
         """See training.task.TrainablePolicy.scorer."""
         ids = inputs["input_ids"]
-        distribution = torch.log_softmax(self.logits(ids)[:, :-1] / temperature, dim=-1)
+        hidden = self.hidden(ids)
+        distribution = torch.log_softmax(self.logits(hidden)[:, :-1] / temperature, dim=-1)
         taken = distribution.gather(-1, ids[:, 1:, None])[..., 0]
         entropy = -(distribution.exp() * distribution).sum(-1)
         first = torch.zeros_like(taken[:, :1])
         zero = torch.zeros(())
-        return Scores(
+        scores = Scores(
             torch.where(loss_mask, torch.cat([first, taken], 1), zero),
             torch.where(loss_mask, torch.cat([first, entropy], 1), zero).detach(),
+        )
+        if self.critic is None:
+            return scores
+        worth = self.critic(hidden)[..., 0]
+        last = [row.nonzero()[-1, 0] for row in loss_mask]
+        return scores._replace(
+            values=torch.where(loss_mask, torch.cat([first, worth[:, :-1]], 1), zero),
+            last_values=worth[torch.arange(len(last)), torch.stack(last)] if wanted == "values" else None,
         )
 
 
@@ -81,8 +102,8 @@ class GuessPolicy:
 
     shares_prompts = False
 
-    def __init__(self) -> None:
-        self.scorer = GuessScorer()
+    def __init__(self, *, critic: bool = False) -> None:
+        self.scorer = GuessScorer(critic=critic)
 
     def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any]:
         rows = [torch.tensor(trajectory.token_ids) for trajectory in trajectories]
@@ -111,7 +132,7 @@ class GuessPolicy:
     def say(self, ids: Sequence[int], seed: int | None) -> Completion:
         """One sampled word; the likeliest one without a seed."""
         with torch.no_grad():
-            logprobs = torch.log_softmax(self.scorer.logits(torch.tensor([ids]))[0, -1], dim=-1)
+            logprobs = torch.log_softmax(self.scorer.logits(self.scorer.hidden(torch.tensor([ids])))[0, -1], dim=-1)
         if seed is None:
             token = int(logprobs.argmax())
         else:
@@ -137,6 +158,9 @@ class GuessTask:
             )
             for question, n in zip(questions, earlier, strict=True)
         ]
+
+    def catch_up(self) -> None:
+        """Always plays with the newest weights."""
 
     def evaluate(self, questions: Sequence[Question]) -> Evaluation:
         played = tuple(self._play(question, None) for question in questions)

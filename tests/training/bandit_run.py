@@ -17,7 +17,7 @@ from bandit import GuessPolicy, GuessTask, guess_questions
 from rich.console import Console
 
 from training import run
-from training.algorithms import GRPO
+from training.algorithms.presets import grpo
 from training.config_file import config_from_mapping
 from training.engine import AdamSettings, join, leave
 from training.interrupt import stop_on_signals
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     parts = run.Parts(
         policy=policy,
         task=task,
-        algorithm=GRPO(kl_coefficient=config.algorithm.kl_coefficient),
+        algorithm=grpo(kl_coefficient=config.algorithm.kl_coefficient),
         adam=AdamSettings(),
         test_questions=task.questions,
         questions_during=[],

@@ -10,7 +10,10 @@ from agents.labels import LABELS_FILE, UNSOLVED, Labels, save_labels
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import ConfigError
 from training import compose
-from training.algorithms import GRPO
+from training.algorithms import PRESETS
+from training.algorithms.credit import FatalFailures, GroupRelative, Overlong
+from training.algorithms.policy_gradient import Correction, PolicyGradient, TokenClipped
+from training.algorithms.ppo import PPO, Horizon
 from training.config import RunConfig
 from training.config_file import config_from_mapping
 from training.engine import Place
@@ -58,8 +61,63 @@ def test_evaluation_questions_are_spread_and_never_trained_on() -> None:
 
 
 def test_the_algorithm_gets_every_setting() -> None:
-    section = {"clip_low": 0.1, "clip_high": 0.3, "kl_coefficient": 0.5, "advantage_scale": "none"}
-    assert compose.build_algorithm(recipe(algorithm=section).algorithm) == GRPO(0.1, 0.3, 0.5, "none")
+    section = {
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "kl_coefficient": 0.5,
+        "advantage_scale": "none",
+        "aggregation": "constant",
+        "returns": "to_go",
+        "correction": "sequence",
+        "overlong_tokens": 90,
+        "overlong_margin": 9,
+        "fatal_failures": 3,
+    }
+    assert compose.build_algorithm(recipe(algorithm=section)) == PolicyGradient(
+        GroupRelative("none", "to_go"),
+        TokenClipped(0.1, 0.3),
+        "constant",
+        episode_tokens=3 * 256.0,
+        kl_coefficient=0.5,
+        correction=Correction("sequence", 2.0),
+        overlong=Overlong(90, 9),
+        fatal=FatalFailures(3),
+    )
+
+
+def test_the_critic_gets_every_setting() -> None:
+    section = {
+        "learning_rate_factor": 3.0,
+        "value_coefficient": 0.25,
+        "value_clip": 0.4,
+        "token_discount": 0.99,
+        "token_decay": 0.98,
+        "turn_discount": 0.97,
+        "turn_decay": 0.96,
+    }
+    config = recipe(algorithm={"name": "ppo"}, critic={"trunk": "detached", **section})
+    algorithm = compose.build_algorithm(config)
+    assert isinstance(algorithm, PPO)
+    assert algorithm.horizon == Horizon(0.99, 0.98, 0.97, 0.96)
+    assert (algorithm.value_coefficient, algorithm.value_clip) == (0.25, 0.4)
+    assert compose.adam_settings(config).rates == {"critic.": 3.0}
+    assert compose.adam_settings(recipe()).rates == {}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_algorithm_can_be_named(name: str) -> None:
+    assert compose.build_algorithm(recipe(algorithm={"name": name})).logged
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("rloo", "advantage_scale", "none"), ("gspo", "aggregation", "token"), ("grpo", "baseline", "batch"),
+     ("ppo", "returns", "to_go")],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(name: str, option: str, value: str) -> None:
+    config = recipe(algorithm={"name": name, option: value})
+    with pytest.raises(ConfigError, match=f"algorithm.{option}: expected .* with algorithm '{name}', got '{value}'"):
+        compose.build_algorithm(config)
 
 
 def test_every_process_needs_a_question() -> None:

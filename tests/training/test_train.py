@@ -16,7 +16,12 @@ from bandit import GuessPolicy, GuessTask, guess_questions
 from agents.trajectory import Group, Trajectory
 from mmsearch_env.errors import BudgetError, PolicyError
 from mmsearch_env.questions import Question
-from training.algorithms import GRPO, LossTerms
+from training.acting import Actor
+from training.algorithms import PRESETS, Algorithm, LossTerms
+from training.algorithms.credit import GroupRelative
+from training.algorithms.policy_gradient import Correction, PolicyGradient, TokenClipped
+from training.algorithms.presets import grpo
+from training.compose import build_algorithm
 from training.config import RunConfig
 from training.config_file import config_from_mapping
 from training.engine import Engine, Place
@@ -24,7 +29,7 @@ from training.interrupt import StopRequest
 from training.learn import Learner
 from training.metrics import check_names
 from training.order import seed_of
-from training.train import Counters, Run, _questions_of, train
+from training.train import Counters, Run, train
 
 
 class Notes:
@@ -47,12 +52,13 @@ def recipe(**sections: Any) -> RunConfig:
     return config_from_mapping({**base, **sections})
 
 
-def run_of(config: RunConfig, place: Place, task: GuessTask | None = None, grpo: GRPO | None = None) -> Run:
-    task = task or GuessTask(GuessPolicy(), guess_questions())
-    algorithm = grpo or GRPO(kl_coefficient=config.algorithm.kl_coefficient)
+def run_of(config: RunConfig, place: Place, task: GuessTask | None = None, algorithm: Algorithm | None = None) -> Run:
+    task = task or GuessTask(GuessPolicy(critic=config.algorithm.name == "ppo"), guess_questions())
+    algorithm = algorithm or build_algorithm(config)
     engine = Engine(task.policy.scorer, place=place, zero_stage=config.engine.zero_stage)
     learner = Learner(task.policy, engine, algorithm, config.rollout.temperature, config.engine.micro_batch_tokens)
-    return Run(config, task, learner, watchers=[Notes()], save=lambda counters: None, evaluate=dict)
+    actor = Actor(task, config, engine)
+    return Run(config, actor, learner, watchers=[Notes()], save=lambda counters: None, evaluate=dict)
 
 
 def lines(run: Run) -> list[dict[str, float]]:
@@ -61,24 +67,41 @@ def lines(run: Run) -> list[dict[str, float]]:
     return notes.lines
 
 
+def task_of(run: Run) -> GuessTask:
+    task = run.actor._task
+    assert isinstance(task, GuessTask)
+    return task
+
+
 def weights(run: Run) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in run.learner.policy.trainable_parameters()])
 
 
-def test_the_policy_learns_to_search_exactly_when_it_must(place: Place) -> None:
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_policy_learns_to_search_exactly_when_it_must(place: Place, name: str) -> None:
     config = recipe(
         iterations=60,
         rollout={"questions_per_iteration": 12, "group_size": 8},
+        algorithm={"name": name},
         optimiser={"learning_rate": 0.05, "schedule": "cosine"},
     )
     run = run_of(config, place)
     train(run)
-    after = run.task.evaluate(guess_questions())
+    after = task_of(run).evaluate(guess_questions())
     # the best policy: 1 on known questions, 0.9 on hidden ones
     assert after.overall.reward.mean == pytest.approx(0.95, abs=0.06)
     assert after.by_category["search_free"].search_ratio.mean == 0.0
     assert after.by_category["search_required"].search_ratio.mean == 1.0
     assert lines(run)[-1]["reward/mean"] > lines(run)[0]["reward/mean"] + 0.3
+
+
+def test_a_critic_learns_what_states_are_worth(place: Place) -> None:
+    run = run_of(recipe(iterations=40, algorithm={"name": "ppo"}, optimiser={"learning_rate": 0.05}), place)
+    train(run)
+    first, last = lines(run)[0], lines(run)[-1]
+    assert first["critic/value"] == 0.0  # before the first update
+    assert last["critic/error_square"] < 0.5 * first["critic/error_square"]
+    assert last["critic/value"] == pytest.approx(last["critic/return"], abs=0.2)
 
 
 @pytest.mark.parametrize("kl_coefficient", [0.0, 0.05])
@@ -126,7 +149,7 @@ def test_a_sampler_that_differs_is_corrected(place: Place, epochs: int) -> None:
     config = recipe(iterations=1, algorithm={"epochs": epochs})
     honest = run_of(config, place)
     corrected = run_of(
-        config, place, Misreporting(GuessPolicy(), guess_questions()), GRPO(correction="token", correction_cap=5.0)
+        config, place, Misreporting(GuessPolicy(), guess_questions()), grpo(correction=Correction("token", 5.0))
     )
     train(honest)
     train(corrected)
@@ -170,7 +193,7 @@ def played_by_two_ranks(config: RunConfig, questions: Sequence[Question]) -> lis
     """Questions of the first iteration, and how often each came before."""
     task = SimpleNamespace(questions=questions)
     engines = [SimpleNamespace(place=Place(rank, 2, torch.device("cpu"))) for rank in range(2)]
-    shares = [_questions_of(SimpleNamespace(task=task, config=config, engine=engine), 0) for engine in engines]
+    shares = [Actor(task, config, engine).questions(0) for engine in engines]
     return [pair for share in shares for pair in zip(*share, strict=True)]
 
 
@@ -226,7 +249,7 @@ def test_an_iteration_in_which_nothing_could_be_played_is_survived(place: Place)
     assert train(run).updates == 0
 
 
-class Poisoned(GRPO):
+class Poisoned(PolicyGradient):
     """A loss that is not finite."""
 
     def loss(self, *arguments: Any, **keywords: Any) -> LossTerms:
@@ -235,7 +258,7 @@ class Poisoned(GRPO):
 
 
 def test_gradients_that_stay_broken_end_the_run_with_weights_intact(place: Place) -> None:
-    run = run_of(recipe(iterations=9), place, grpo=Poisoned())
+    run = run_of(recipe(iterations=9), place, algorithm=Poisoned(GroupRelative(), TokenClipped(0.2, 0.2)))
     before = weights(run)
     with pytest.raises(PolicyError, match="5 updates in a row without one, in iteration 5"):
         train(run)
@@ -247,7 +270,7 @@ def test_a_stop_request_ends_after_the_iteration_and_saves(place: Place) -> None
     saved: list[Counters] = []
     stop = StopRequest()
     run = run_of(recipe(iterations=50), place)
-    run = Run(run.config, run.task, run.learner, run.watchers, saved.append, dict, stop)
+    run = Run(run.config, run.actor, run.learner, run.watchers, saved.append, dict, stop)
     stop.make("SIGTERM")
     assert train(run).iteration == 1
     assert [counters.iteration for counters in saved] == [1]
@@ -263,20 +286,20 @@ def test_a_spent_budget_ends_the_run_and_what_was_learnt_is_saved(place: Place) 
     saved: list[Counters] = []
     run = run_of(recipe(iterations=5), place, Spending(GuessPolicy(), guess_questions()))
     with pytest.raises(BudgetError, match="at most 9 calls"):
-        train(Run(run.config, run.task, run.learner, run.watchers, saved.append, dict))
+        train(Run(run.config, run.actor, run.learner, run.watchers, saved.append, dict))
     assert [counters.iteration for counters in saved] == [2]
 
 
 def test_checkpoints_come_on_time_and_at_the_end(place: Place) -> None:
     saved: list[Counters] = []
     run = run_of(recipe(iterations=5, output={"save_every": 2}), place)
-    train(Run(run.config, run.task, run.learner, run.watchers, saved.append, dict))
+    train(Run(run.config, run.actor, run.learner, run.watchers, saved.append, dict))
     assert [counters.iteration for counters in saved] == [2, 4, 5]
 
 
 def test_evaluations_come_on_time(place: Place) -> None:
     run = run_of(recipe(iterations=5, evaluation={"every": 2}), place)
-    run = Run(run.config, run.task, run.learner, run.watchers, run.save, lambda: {"evaluation/reward": 0.5})
+    run = Run(run.config, run.actor, run.learner, run.watchers, run.save, lambda: {"evaluation/reward": 0.5})
     train(run)
     assert [line["iteration"] for line in lines(run) if "evaluation/reward" in line] == [2, 4]
 

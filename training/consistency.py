@@ -1,0 +1,71 @@
+"""Options that have no effect beside others, and combinations that cannot work, are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmsearch_env.errors import ConfigError
+from training.config import AlgorithmConfig, CriticConfig, OutputConfig, RunConfig
+
+
+def check_together(config: RunConfig) -> None:
+    """Raises ConfigError with the option, its value and what was expected."""
+    optimiser, algorithm = config.optimiser, config.algorithm
+    if config.rollout.max_context_tokens <= config.rollout.max_new_tokens:
+        raise ConfigError(
+            f"rollout.max_context_tokens: expected more than rollout.max_new_tokens ({config.rollout.max_new_tokens}), "
+            f"got {config.rollout.max_context_tokens}; no prompt would fit"
+        )
+    if config.policy.adapter and not Path(config.policy.adapter).is_dir():
+        raise ConfigError(f"policy.adapter: expected the folder of an adapter, got {config.policy.adapter!r}")
+    if optimiser.decay_centre and optimiser.schedule != "sigmoid":
+        raise ConfigError(
+            f"optimiser.decay_centre: expected 0 with schedule {optimiser.schedule!r}, got {optimiser.decay_centre}; "
+            "it belongs to schedule 'sigmoid'"
+        )
+    if optimiser.final_fraction and optimiser.schedule == "constant":
+        raise ConfigError(
+            f"optimiser.final_fraction: expected 0 with schedule 'constant', got {optimiser.final_fraction}; "
+            "choose a schedule that decays"
+        )
+    if algorithm.correction == "none" and algorithm.correction_cap != AlgorithmConfig().correction_cap:
+        raise ConfigError(
+            f"algorithm.correction_cap: expected {AlgorithmConfig().correction_cap:g} with correction 'none', got "
+            f"{algorithm.correction_cap:g}; choose a correction"
+        )
+    if config.output.tracker == "none" and config.output.project != OutputConfig().project:
+        raise ConfigError(
+            f"output.project: expected {OutputConfig().project!r} with tracker 'none', got {config.output.project!r}; "
+            "choose a tracker"
+        )
+    if algorithm.questions_per_update > config.rollout.questions_per_iteration:
+        raise ConfigError(
+            f"algorithm.questions_per_update: expected at most rollout.questions_per_iteration "
+            f"({config.rollout.questions_per_iteration}), got {algorithm.questions_per_update}"
+        )
+    _check_acting(config)
+
+
+def _check_acting(config: RunConfig) -> None:
+    """How episodes are played, beside what is made of them."""
+    rollout, algorithm = config.rollout, config.algorithm
+    if algorithm.name != "ppo" and config.critic != CriticConfig():
+        raise ConfigError(
+            f"critic: expected nothing with algorithm {algorithm.name!r}, which has no critic, got other values than "
+            "the defaults; choose algorithm.name=ppo"
+        )
+    if rollout.staleness and config.output.save_every == 1:
+        raise ConfigError(
+            "rollout.staleness: expected 0 with output.save_every 1, got 1; the iteration after a checkpoint is never "
+            "played ahead"
+        )
+    if not rollout.refills:
+        return
+    if rollout.staleness:
+        raise ConfigError("rollout.refills: expected 0 with rollout.staleness 1, got more; choose one of them")
+    learns_from_all = algorithm.name == "ppo" or algorithm.baseline == "batch"
+    if learns_from_all or not algorithm.drop_groups_without_signal:
+        raise ConfigError(
+            f"rollout.refills: expected 0 where groups without signal are learnt from, got {rollout.refills}; choose a "
+            "group-relative algorithm with algorithm.drop_groups_without_signal"
+        )
