@@ -9,8 +9,6 @@ share tokens, positions, vision features and adapter. The reference policy is th
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +21,8 @@ from transformers import AutoModelForImageTextToText
 from agents.critic import CriticSettings, ValueHead
 from agents.engines.hf import Asked, HFSampler, Sampling, SamplingLimits, Saying
 from agents.engines.reading import end_of, ends_of
-from agents.inputs import InputBuilder, PackedInputs, Parted, Row, SharedInputs
+from agents.inputs import InputBuilder, PackedInputs, Row, SharedInputs
+from agents.layout import RowLayout
 from agents.lora import LoRASettings, read_adapter, with_adapter
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Desk, Reply, Request
 from agents.processors import load_processor
@@ -31,12 +30,9 @@ from agents.renderer import ChatRenderer, Prompt
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from agents.workflows import FREE, parted
-from mmsearch_env.errors import ConfigError, ImageError, PolicyError, PolicyWarning
+from mmsearch_env.errors import ConfigError, ImageError, PolicyError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ALLOWED_GAP, _ALLOWED_HALF_GAP = 1e-4, 0.1
-"""Differences of log-probabilities that come from the order of additions, in float32 and in shorter formats."""
-_COMPARED_ROWS = 4
 _LEAST_SAID = 16
 """Tokens for which a context must have room; with less nothing of use can be said."""
 
@@ -104,9 +100,11 @@ class LMMPolicy:
         like = None if pictures_of is None else pictures_of.builder
         self.builder: InputBuilder = InputBuilder(base_model(model), self.renderer, like=like)
         banned = self.renderer.control_ids - self.renderer.end_ids
-        self.scorer = TokenScorer(model, banned, None if critic is None else _value_head(model, critic))
+        width = base_model(model).config.get_text_config().hidden_size
+        head = None if critic is None else ValueHead(width, critic).to(next(model.parameters()).device)
+        self.scorer = TokenScorer(model, banned, head)
         self._sampler = HFSampler(self.scorer, self.renderer, self.builder)
-        self._is_exact: bool | None = None  # not compared yet
+        self._layout = RowLayout(self.builder, self.scorer)
 
     @classmethod
     def load(
@@ -277,60 +275,23 @@ class LMMPolicy:
 
     def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | SharedInputs | PackedInputs:
         """What :attr:`scorer` needs for whole trajectories; where some have a prompt in common, that only once."""
-        rows = [_parted(trajectory) for trajectory in trajectories]
-        alike = [row for row in rows if row.beginning.key == rows[0].beginning.key]
-        is_shared = len({row.beginning.key for row in rows}) < len(rows)
-        if is_shared and self.builder.can_share and self._is_exact is None and len(alike) > 1:
-            self._is_exact = self._compare(alike[:_COMPARED_ROWS])
-        if is_shared and self.shares_prompts:
-            return self._together(rows)
-        return self.whole_inputs(trajectories)
+        return self._layout.forward_inputs(trajectories)
 
     def whole_inputs(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         """The same with every trajectory whole, right-padded: any token may be scored. ``input_ids`` is (B, T)."""
-        return self.builder.build([Row(t.token_ids, t.images) for t in trajectories], padding="right")
+        return self._layout.whole_inputs(trajectories)
 
     @property
     def shares_prompts(self) -> bool:
         """Whether a prompt that trajectories have in common is run once for all of them."""
-        return self.builder.can_share and self._is_exact is not False
+        return self._layout.shares_prompts
 
     def checkpoint_activations(self) -> None:
         """Have activations made anew for the gradient, in place of keeping them: less memory, about a third slower."""
         model = base_model(self.model)
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-        self._is_exact = None  # another way is taken now
-
-    def _together(self, rows: Sequence[Parted]) -> SharedInputs | PackedInputs:
-        return self.builder.build_packed(rows) if self.builder.is_checkpointed else self.builder.build_shared(rows)
-
-    @torch.no_grad()
-    def _compare(self, rows: Sequence[Parted]) -> bool:
-        """Whether rows score the same with their common beginning run once. Warns if not."""
-        plain = self.builder.build([row.whole for row in rows], padding="right")
-        mask = torch.zeros_like(plain["input_ids"], dtype=torch.bool)
-        for number, row in enumerate(rows):
-            mask[number, len(row.beginning.token_ids) : len(row.whole.token_ids)] = True
-        was_training = self.scorer.training
-        self.scorer.train()  # as it will be called
-        try:
-            fast, slow = (self.scorer(inputs, mask).logprobs for inputs in (self._together(rows), plain))
-            # A token that is never sampled has no log-probability.
-            gap = float((fast - slow).nan_to_num(0.0).abs().max())
-        except PolicyError:
-            gap = math.inf
-        finally:
-            self.scorer.train(was_training)
-        allowed = _ALLOWED_GAP if next(self.model.parameters()).dtype == torch.float32 else _ALLOWED_HALF_GAP
-        if gap > allowed:
-            warnings.warn(
-                f"expected the same log-probabilities with a prompt run once for its group, got a gap of {gap:.2g} "
-                f"(allowed {allowed:g}); every episode is run whole from now on, which is slower",
-                PolicyWarning,
-                stacklevel=3,
-            )
-        return gap <= allowed
+        self._layout.forget_comparison()
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
@@ -368,18 +329,6 @@ class LMMPolicy:
         read_adapter(self.model, Path(folder))
         if self.scorer.critic is not None:
             self.scorer.critic.load(Path(folder))
-
-
-def _value_head(model: torch.nn.Module, settings: CriticSettings) -> ValueHead:
-    width = base_model(model).config.get_text_config().hidden_size
-    return ValueHead(width, settings).to(next(model.parameters()).device)
-
-
-def _parted(trajectory: Trajectory) -> Parted:
-    """Before the first token that was said, and from there on."""
-    size, pictures = len(trajectory.turns[0].prompt_ids), len(trajectory.turns[0].images)
-    ids, images = trajectory.token_ids, trajectory.images
-    return Parted(Row(ids[:size], images[:pictures]), Row(ids[size:], images[pictures:]))
 
 
 def _row(request: Request, prompt: Prompt) -> Row:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mmsearch_env.errors import MMSearchError
 from training.config import RunConfig
-from training.config_file import read_config, to_mapping
+from training.config.file import read_config, to_mapping
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from mmsearch_env.errors import ConfigError
 from training import checkpoint
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
-from training.config_file import to_mapping
+from training.config.file import to_mapping
 
 _MUST_AGREE = ("policy", "env", "rollout", "algorithm", "critic", "optimiser", "seed")
 """Sections that may not change between the parts of one run; iterations, engine and output may."""

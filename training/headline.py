@@ -34,7 +34,7 @@ from training.checkpoint import write_text
 from training.claims import UNTRAINED, Claim, Played, claims, unsolved_share
 from training.compose import build_policy, env_keywords, evaluation_questions
 from training.config import RunConfig
-from training.config_file import read_config
+from training.config.file import read_config
 from training.engine import join, leave
 from training.folder import Folder, identity
 from training.report import outcomes_of

@@ -21,7 +21,7 @@ from training.acting import Actor
 from training.algorithms import Algorithm
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
-from training.config_file import to_mapping
+from training.config.file import to_mapping
 from training.engine import AdamSettings, Engine, Place
 from training.folder import Folder, identity, resumable
 from training.interrupt import StopRequest

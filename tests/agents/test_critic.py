@@ -12,15 +12,16 @@ from test_sharing import group, mask_of
 
 from agents.critic import CriticSettings
 from agents.engines.hf import SamplingLimits
-from agents.lmm import LMMPolicy, _parted
+from agents.layout import parted
+from agents.lmm import LMMPolicy
 from agents.scorer import base_model
 from agents.trajectory import Trajectory
 from mmsearch_env.errors import PolicyError
 
 
-def valuing(family: str, settings: CriticSettings = CriticSettings()) -> LMMPolicy:
+def valuing(family: str, settings: CriticSettings | None = None) -> LMMPolicy:
     """A policy whose critic has an opinion."""
-    policy = adapted_policy(family, limits=SamplingLimits(max_new_tokens=8), critic=settings)
+    policy = adapted_policy(family, limits=SamplingLimits(max_new_tokens=8), critic=settings or CriticSettings())
     assert policy.scorer.critic is not None
     torch.nn.init.normal_(policy.scorer.critic.outer.weight, std=0.3)
     return policy
@@ -45,7 +46,7 @@ def test_values_are_those_of_every_row_alone(family: str) -> None:
     layouts = (
         policy.forward_inputs(played),
         policy.whole_inputs(played),
-        policy.builder.build_packed([_parted(one) for one in played]),
+        policy.builder.build_packed([parted(one) for one in played]),
     )
     assert len({type(layout) for layout in layouts}) == 3
     by_hand = [values_by_hand(policy, one) for one in played]

@@ -15,7 +15,8 @@ from families import FAMILIES, adapted_policy, noise
 from agents import scorer as scorer_module
 from agents.engines.hf import SamplingLimits
 from agents.inputs import InputBuilder, PackedInputs, Parted, SharedInputs
-from agents.lmm import LMMPolicy, _parted
+from agents.layout import parted
+from agents.lmm import LMMPolicy
 from agents.policy import Reply, Request
 from agents.scorer import TokenScorer
 from agents.trajectory import Trajectory, Turn
@@ -82,7 +83,7 @@ def test_scores_and_gradients_are_those_of_whole_rows(
     tokens = together.beginnings["input_ids"].numel() + together.rests["input_ids"].numel()
     fast: SharedInputs | PackedInputs = together
     if layout == "packed":
-        fast = policy.builder.build_packed([_parted(one) for one in played])
+        fast = policy.builder.build_packed([parted(one) for one in played])
         tokens = int((fast.packs["input_ids"] != policy.renderer.tokenizer.pad_token_id).sum())
     whole = policy.whole_inputs(played)
     assert tokens < whole["input_ids"].numel()

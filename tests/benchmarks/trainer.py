@@ -44,7 +44,7 @@ from mmsearch_env.tools.search_tool import Hit, Query, SearchResult
 from training.acting import Actor
 from training.algorithms.presets import grpo
 from training.config import RunConfig
-from training.config_file import config_from_mapping
+from training.config.file import config_from_mapping
 from training.engine import Engine, join, leave
 from training.learn import Learner
 from training.records import MetricsFile, TensorBoard

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from training import run
 from training.algorithms.presets import grpo
-from training.config_file import config_from_mapping
+from training.config.file import config_from_mapping
 from training.engine import AdamSettings, join, leave
 from training.interrupt import stop_on_signals
 

@@ -16,7 +16,7 @@ from mmsearch_env.errors import BudgetError, ConfigError
 from mmsearch_env.questions import Question
 from training.acting import Actor
 from training.advantages import has_signal
-from training.config_file import read_config
+from training.config.file import read_config
 from training.engine import Engine, Place
 from training.order import seed_of
 from training.train import train

@@ -15,7 +15,7 @@ from training.algorithms.credit import FatalFailures, GroupRelative, Overlong
 from training.algorithms.policy_gradient import Correction, PolicyGradient, TokenClipped
 from training.algorithms.ppo import PPO, Horizon
 from training.config import RunConfig
-from training.config_file import config_from_mapping
+from training.config.file import config_from_mapping
 from training.engine import Place
 
 WORLD = {"world": "synthetic:seed=1,entities=12", "prompts": "brief"}

@@ -10,7 +10,7 @@ import yaml
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.settings import EnvSettings
 from training.config import EnvConfig, RunConfig
-from training.config_file import config_from_mapping, fields_of, read_config, to_mapping
+from training.config.file import config_from_mapping, fields_of, read_config, to_mapping
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "training" / "configs").glob("*.yaml"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.config_file import config_from_mapping
+from training.config.file import config_from_mapping
 from training.folder import identity
 
 

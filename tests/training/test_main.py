@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
 from training.__main__ import main
-from training.config_file import read_config
+from training.config.file import read_config
 from training.folder import Folder
 from training.tiny_lmm.architecture import TinySize, tiny_model, tiny_processor, trained_tokeniser
 

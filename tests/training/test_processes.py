@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("bandit_run.py")
+UPDATE = Path(__file__).with_name("lmm_update.py")
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, processes: int = 1, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launch, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, *launch, str(script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -108,3 +111,22 @@ def test_a_checkpoint_says_what_the_run_was_made_of(unbroken: Path) -> None:
     state = json.loads((unbroken / "checkpoints" / "000006" / "state.json").read_text())
     assert state["recipe"]["optimiser"]["learning_rate"] == 0.02
     assert state["counters"] == {"iteration": 6, "updates": 24, "skipped_in_row": 0, "episodes": 144}
+
+
+def test_two_processes_learn_what_one_does_from_episodes_with_pictures(tmp_path: Path) -> None:
+    """Every family: pictures in the prompt and in later turns, ragged rows, unequal numbers of micro-batches."""
+    for processes in (1, 2):
+        done = run(tmp_path / str(processes), processes=processes, script=UPDATE)
+        assert done.returncode == 0, done.stderr
+    families = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert len(families) == 3
+    for family in families:
+        one, two = (tmp_path / count / family for count in "12")
+        measured = [json.loads((folder / "measured.json").read_text()) for folder in (one, two)]
+        assert measured[1] == pytest.approx(measured[0], abs=1e-5, rel=1e-4)
+        assert measured[0]["policy/logprob_gap_max"] < 1e-4
+        for name in ("adapter_model.safetensors", "critic.safetensors"):
+            saved, other = load_file(one / name), load_file(two / name)
+            assert saved.keys() == other.keys()
+            for key, value in saved.items():
+                torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-4)

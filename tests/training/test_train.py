@@ -23,7 +23,7 @@ from training.algorithms.policy_gradient import Correction, PolicyGradient, Toke
 from training.algorithms.presets import grpo
 from training.compose import build_algorithm
 from training.config import RunConfig
-from training.config_file import config_from_mapping
+from training.config.file import config_from_mapping
 from training.engine import Engine, Place
 from training.interrupt import StopRequest
 from training.learn import Learner

@@ -19,9 +19,9 @@ import yaml
 
 from mmsearch_env.errors import ConfigError
 from training.config import About, RunConfig
-from training.consistency import check_together
+from training.config.consistency import check_together
 
-_BUNDLED = Path(__file__).parent / "configs"
+_BUNDLED = Path(__file__).parents[1] / "configs"
 _EXPONENT = re.compile(r"[+-]?[0-9]+([eE][+-]?[0-9]+)")
 
 

@@ -1,119 +1,18 @@
-"""The only file that knows DeepSpeed: processes, backward, optimiser step, and what a checkpoint keeps of them.
-
-Same code for one process or many, CPU (gloo) or GPU (NCCL). Started by plain ``python``, it sets the launcher's
-variables itself; under ``deepspeed`` and ``torchrun`` it takes theirs. No C++ extension is built: the shared-memory
-collective is switched off and the optimiser is torch's AdamW.
-
-Losses add up: an update is any number of :meth:`Engine.backward` calls on any number of ranks, then one
-:meth:`Engine.step`. Nothing is divided behind the caller's back.
-"""
+"""Backward, optimiser step, and what a checkpoint keeps of them, spread over ranks by DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from mmsearch_env.errors import ConfigError, DataError, PolicyError
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where this process stands among the others.
-
-    Attributes:
-        rank: 0 .. world_size - 1.
-        world_size: processes of the run.
-        device: what this process computes on.
-    """
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class AdamSettings:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) and the gradient clip before it.
-
-    Attributes:
-        beta1: decay of the mean of gradients.
-        beta2: decay of the mean of squared gradients.
-        epsilon: added to the denominator.
-        weight_decay: decoupled weight decay.
-        max_grad_norm: gradients are scaled down to this global 2-norm.
-        rates: beginning of a parameter's name -> what the learning rate is multiplied by for it.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    rates: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class OptimiserState:
-    """What AdamW remembers, whole and per parameter, whatever the number of ranks it was spread over.
-
-    Attributes:
-        steps: updates applied.
-        tensors: ``"exp_avg/<parameter>"`` and ``"exp_avg_sq/<parameter>"``; empty before the first update.
-    """
-
-    steps: int
-    tensors: Mapping[str, Tensor]
-
-
-def join(*, timeout_s: float = 1800.0) -> Place:
-    """Meet the other processes of the run; a process without a launcher is a run of one.
-
-    Raises:
-        ConfigError: only some of a launcher's variables are set, or more processes than GPUs were started.
-    """
-    _fill_launcher_variables()
-    gpu = torch.cuda.is_available()
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if gpu:
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"expected at most {torch.cuda.device_count()} processes here, one for each GPU, got local rank "
-                f"{local_rank}; start fewer (make PROCESSES=1 ...), or hide the GPUs with CUDA_VISIBLE_DEVICES=''"
-            )
-        torch.cuda.set_device(local_rank)
-    if not torch.distributed.is_initialized():
-        deepspeed = _deepspeed()
-        deepspeed.init_distributed(
-            dist_backend="nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
-        )
-    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
-    return Place(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-
-
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    torch.distributed.barrier()
-
-
-def leave() -> None:
-    """Part from the other processes; the last thing a run does. A later :func:`join` begins anew."""
-    if torch.distributed.is_initialized():
-        # DeepSpeed's own call: it also forgets the groups it keeps, which a later run in this process would trip over.
-        _deepspeed().comm.destroy_process_group()
+from mmsearch_env.errors import DataError, PolicyError
+from training.engine.adam import MOMENTS, AdamSettings, OptimiserState, parameter_groups
+from training.engine.library import deepspeed_library, quiet
+from training.engine.processes import Place, wait_for_all
 
 
 class Engine:
@@ -137,14 +36,14 @@ class Engine:
         self._named = _trainable(module)
         adam = adam or AdamSettings()
         optimiser = torch.optim.AdamW(
-            _parameter_groups(self._named, adam.rates),
+            parameter_groups(self._named, adam.rates),
             lr=0.0,
             betas=(adam.beta1, adam.beta2),
             eps=adam.epsilon,
             weight_decay=adam.weight_decay,
         )
-        with _quiet():
-            self._engine, *_ = _deepspeed().initialize(
+        with quiet():
+            self._engine, *_ = deepspeed_library().initialize(
                 model=module,
                 model_parameters=[parameter for _, parameter in self._named],
                 optimizer=optimiser,
@@ -155,7 +54,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the parameters, so that another engine may train them; this one is of no further use."""
-        with _quiet():
+        with quiet():
             self._engine.destroy()
 
     def forward(self, *arguments: Any) -> Any:
@@ -175,7 +74,7 @@ class Engine:
         Every rank must make the same number of calls between two steps; one that has less to do adds ``0 * loss``.
         """
         # DeepSpeed averages gradients over ranks; we want their sum.
-        with _quiet():
+        with quiet():
             self._engine.backward(loss * self.place.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
@@ -187,7 +86,7 @@ class Engine:
         """
         for group in self._engine.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
-        with _quiet():
+        with quiet():
             self._engine.step()
         self._module.eval()
         self._steps += int(self._engine.was_step_applied())
@@ -226,7 +125,7 @@ class Engine:
         tensors = {
             f"{moment}/{name}": safe_get_full_optimizer_state(parameter, moment).cpu()
             for name, parameter in self._named
-            for moment in _MOMENTS
+            for moment in MOMENTS
         }
         return OptimiserState(self._steps, tensors)
 
@@ -244,7 +143,7 @@ class Engine:
         self._check_names(state.tensors)
         self._make_moments(state.steps)
         for name, parameter in self._named:
-            for moment in _MOMENTS:
+            for moment in MOMENTS:
                 saved = state.tensors[f"{moment}/{name}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, saved, moment)
 
@@ -254,12 +153,12 @@ class Engine:
         for flat in zero.single_partition_of_fp32_groups:
             zero.optimizer.state[flat] = {
                 "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(flat) for moment in _MOMENTS},
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
             }
         zero._lazy_init_hp_params_optimizer_state()
 
     def _check_names(self, tensors: Mapping[str, Tensor]) -> None:
-        expected = {f"{moment}/{name}": parameter.shape for name, parameter in self._named for moment in _MOMENTS}
+        expected = {f"{moment}/{name}": parameter.shape for name, parameter in self._named for moment in MOMENTS}
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if expected != found:
             odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -301,59 +200,3 @@ def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
         dtype = dict(named)[odd].dtype
         raise PolicyError(f"expected float32 trainable parameters, got {dtype} in {odd}; keep the adapter in float32")
     return named
-
-
-def _parameter_groups(named: list[tuple[str, nn.Parameter]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameters that learn at the same rate."""
-    found: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in named:
-        rate = next((rate for beginning, rate in rates.items() if name.startswith(beginning)), 1.0)
-        found.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "rate": rate} for rate, parameters in found.items()]
-
-
-def _fill_launcher_variables() -> None:
-    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    present = [name for name in needed if name in os.environ]
-    if present and len(present) < len(needed):
-        missing = ", ".join(name for name in needed if name not in present)
-        raise ConfigError(
-            f"expected all of {', '.join(needed)} or none, got no {missing}; start with torchrun or deepspeed, "
-            f"or unset {', '.join(present)}"
-        )
-    if not present:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _deepspeed() -> Any:
-    """The library, without its C++ builds and its chatter."""
-    with _quiet():
-        import deepspeed
-        import deepspeed.ops
-        from deepspeed.runtime.engine import DeepSpeedEngine
-
-    if not hasattr(DeepSpeedEngine, "managed_gradient_accumulation"):
-        raise ConfigError(
-            f"expected a DeepSpeed whose gradient accumulation the caller manages, got {deepspeed.__version__}; "
-            "install the version in constraints.txt"
-        )
-    # Compiled on first use (minutes, and a stale lock hangs later starts); gloo does the same work without it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Mute DeepSpeed's log lines and the deprecation warnings of what it imports and calls."""
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

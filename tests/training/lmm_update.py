@@ -1,0 +1,66 @@
+"""Updates of random LMMs of every family in processes of their own: ``lmm_update.py FOLDER``.
+
+Each rank learns from its share of the same episodes: with pictures in the prompt and in later turns, of unequal length.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
+
+import torch
+from families import FAMILIES, adapted_policy
+from test_sharing import group
+
+from agents.critic import CriticSettings
+from agents.engines.hf import SamplingLimits
+from agents.trajectory import Group, Trajectory
+from training.algorithms.presets import ppo
+from training.engine import Engine, Place, join, leave
+from training.learn import Learner, LearningRecord
+
+_SIZES = (4, 2, 3, 2)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    place = join(timeout_s=120.0)
+    for family in sorted(FAMILIES):
+        updated(family, place, folder)
+    leave()
+
+
+def updated(family: str, place: Place, folder: Path) -> None:
+    """Two updates; rank 0 writes the adapter and what was measured."""
+    policy = adapted_policy(family, limits=SamplingLimits(max_new_tokens=8), critic=CriticSettings())
+    groups = {
+        number: Group(str(number), tuple(map(rewarded, group(policy, number, size), range(size))))
+        for number, size in enumerate(_SIZES)
+    }
+    engine = Engine(policy.scorer, place=place)
+    learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, micro_batch_tokens=600)
+    mine = {number: one for number, one in groups.items() if number % place.world_size == place.rank}
+    examples = [example for found in learner.credit(mine).values() for example in found]
+    record, prepared = LearningRecord.of(learner.algorithm), learner.prepare(examples, updates=2)
+    norms = [learner.update(prepared, record, learning_rate=0.01, measure_gap=number == 0) for number in range(2)]
+    measured = {**learner.metrics(record), "norm/0": norms[0], "norm/1": norms[1]}
+    if place.rank == 0:
+        (folder / family).mkdir(parents=True)
+        policy.save_adapter(folder / family)
+        (folder / family / "measured.json").write_text(json.dumps(measured))
+    engine.wait_for_all()
+
+
+def rewarded(played: Trajectory, number: int) -> Trajectory:
+    """With a price for the first turn and a reward in some of the episodes."""
+    rewards = (-0.1, float(number % 2))
+    return replace(played, turns=tuple(replace(t, reward=r) for t, r in zip(played.turns, rewards, strict=True)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
