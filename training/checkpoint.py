@@ -121,14 +121,17 @@ def latest(folder: Path) -> Checkpoint | None:
 
 def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
     """Write a folder, an adapter's or a model's, as a whole, replacing an older one. Raises DataError."""
-    part = folder.with_name(f"{_WRITING}{folder.name}")
+    part, old = (folder.with_name(f"{_WRITING}{folder.name}{suffix}") for suffix in ("", ".old"))
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save(part)
         _synchronise(part)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.replace(old)
         part.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise DataError(f"{folder}: expected to write the folder, got {error}; make room and resume") from error

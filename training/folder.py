@@ -44,6 +44,11 @@ class Folder:
         return self.root / "adapter"
 
     @property
+    def best(self) -> Path:
+        """The adapter that did best in the evaluations during training, and how well it did."""
+        return self.root / "best"
+
+    @property
     def metrics(self) -> Path:
         """One line of JSON per iteration."""
         return self.root / "metrics.jsonl"

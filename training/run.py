@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from training.records import MetricsFile, TensorBoard, Transcripts, read_metrics
 from training.task import Task, TrainablePolicy
 from training.trackers import open_tracker
 from training.train import Counters, Run, Watcher, train
+
+_NOTED = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         ),
         watchers=[*_writers(config, parts, folder, counters), progress] if place.rank == 0 else [],
         save=lambda at: _save(config, parts, engine, folder, at),
-        evaluate=lambda: report.evaluation_metrics(_evaluated(parts.task, engine, parts.questions_during)),
+        evaluate=lambda at: _judged(parts, engine, folder, at),
         stop=stop,
         phase=progress.phase,
     )
@@ -206,6 +209,30 @@ def _trackers(config: RunConfig) -> list[Watcher]:
     if output.tracker == "none":
         return []
     return [open_tracker(output.tracker, folder=Path(output.folder), project=output.project, config=to_mapping(config))]
+
+
+def _judged(parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> dict[str, float]:
+    """An evaluation during training; the adapter is kept if none did better before."""
+    values = report.evaluation_metrics(_evaluated(parts.task, engine, parts.questions_during))
+    if engine.place.rank == 0 and values["evaluation/reward"] > _best_before(folder, counters):
+        noted = {"iteration": counters.iteration, **values}
+        checkpoint.write_folder(folder.best, lambda inside: _write_best(parts, inside, noted))
+    engine.wait_for_all()
+    return values
+
+
+def _write_best(parts: Parts, folder: Path, noted: Mapping[str, float]) -> None:
+    parts.policy.save_adapter(folder)
+    checkpoint.write_text(folder / _NOTED, json.dumps(noted, indent=1))
+
+
+def _best_before(folder: Folder, counters: Counters) -> float:
+    """The best reward of an evaluation before this iteration; one of a later iteration, not yet redone, is void."""
+    try:
+        noted = json.loads((folder.best / _NOTED).read_text())
+        return float(noted["evaluation/reward"]) if noted["iteration"] < counters.iteration else -math.inf
+    except (OSError, ValueError, KeyError):  # none yet, or one that cannot be compared with
+        return -math.inf
 
 
 def _evaluate(parts: Parts, engine: Engine, path: Path, when: str, console: Console) -> None:

@@ -18,6 +18,7 @@ from agents.trajectory import Group
 from mmsearch_env.errors import BudgetError, PolicyError
 from training.acting import Actor
 from training.algorithms import Algorithm
+from training.balance import balanced
 from training.batch import Example
 from training.config import RunConfig
 from training.engine import Engine
@@ -66,7 +67,7 @@ class Run:
         learner: policy, algorithm and engine.
         watchers: told about every iteration; empty on ranks other than 0.
         save: writes a checkpoint with these counters; called on every rank.
-        evaluate: metrics of an evaluation during training; called on every rank.
+        evaluate: metrics of an evaluation during training, with these counters; called on every rank.
         stop: whether somebody asked the run to end.
         phase: entered around ``"rollout"`` and ``"learn"``, for progress displays.
     """
@@ -76,7 +77,7 @@ class Run:
     learner: Learner
     watchers: Sequence[Watcher]
     save: Callable[[Counters], None]
-    evaluate: Callable[[], Mapping[str, float]]
+    evaluate: Callable[[Counters], Mapping[str, float]]
     stop: StopRequest = field(default_factory=StopRequest)
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext
 
@@ -120,7 +121,7 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
         values = {**episode_metrics(sums), **learnt, "policy/staleness": float(acted.staleness)}
         counters = replace(counters, iteration=iteration + 1, episodes=counters.episodes + int(sums["episodes"]))
         if _due(config.evaluation.every, counters.iteration):
-            values.update(run.evaluate())
+            values.update(run.evaluate(counters))
         for watcher in run.watchers:
             watcher.iteration(
                 counters.iteration, {**values, **clock.metrics(sums, learnt, acted.seconds)}, acted.groups
@@ -206,15 +207,16 @@ def _updates(run: Run, credited: Mapping[int, Sequence[Example]]) -> list[list[E
     """This rank's examples of each update of one epoch.
 
     The question's place in the whole iteration decides, so that an update holds the same questions on any number of
-    ranks. Groups without signal are left out if the recipe says so: they would only dilute the token count.
+    ranks. Groups without signal are left out if the recipe says so: they would only dilute the token count. What is
+    left is spread evenly over the ranks.
     """
     config = run.config
     per_update = config.algorithm.questions_per_update or config.rollout.questions_per_iteration
-    parts: list[list[Example]] = [[] for _ in range(config.updates_per_epoch)]
+    parts: list[dict[int, Sequence[Example]]] = [{} for _ in range(config.updates_per_epoch)]
     for place, examples in credited.items():
         if not config.algorithm.drop_groups_without_signal or any(item.advantages.any() for item in examples):
-            parts[place // per_update].extend(examples)
-    return parts
+            parts[place // per_update][place] = examples
+    return [[example for group in balanced(part, run.engine).values() for example in group] for part in parts]
 
 
 def _due(every: int, iteration: int) -> bool:

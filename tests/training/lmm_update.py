@@ -21,10 +21,11 @@ from agents.critic import CriticSettings
 from agents.engines.hf import SamplingLimits
 from agents.trajectory import Group, Trajectory
 from training.algorithms.presets import ppo
+from training.balance import balanced
 from training.engine import Engine, Place, join, leave
 from training.learn import Learner, LearningRecord
 
-_SIZES = (4, 2, 3, 2)
+_SIZES = (4, 2, 3, 2, 4, 2, 2)
 
 
 def main(folder: Path) -> None:
@@ -45,9 +46,11 @@ def updated(family: str, place: Place, folder: Path) -> None:
     engine = Engine(policy.scorer, place=place)
     learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, micro_batch_tokens=600)
     mine = {number: one for number, one in groups.items() if number % place.world_size == place.rank}
-    examples = [example for found in learner.credit(mine).values() for example in found]
+    shared_out = balanced(learner.credit(mine), engine)
+    examples = [example for found in shared_out.values() for example in found]
     record, prepared = LearningRecord.of(learner.algorithm), learner.prepare(examples, updates=2)
     norms = [learner.update(prepared, record, learning_rate=0.01, measure_gap=number == 0) for number in range(2)]
+    assert place.world_size == 1 or sorted(shared_out) != sorted(mine)  # ranks had unequal shares, and have no more
     measured = {**learner.metrics(record), "norm/0": norms[0], "norm/1": norms[1]}
     if place.rank == 0:
         (folder / family).mkdir(parents=True)

@@ -100,6 +100,26 @@ def test_a_run_from_beginning_to_end_and_once_more(model: Path, adapter: Path, t
     assert "optimiser.learning_rate = 0.001 instead of 1e-05" in other.stderr
 
 
+def test_a_run_with_a_critic_that_plays_ahead_is_resumed(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    folder = Folder(tmp_path / "run")
+    arguments = [
+        str(tmp_path / "recipe.yaml"),
+        f"policy.model={model}",
+        f"output.folder={folder.root}",
+        *("algorithm.name=ppo", "rollout.staleness=1", "rollout.extra_episodes=1", "output.save_every=2"),
+    ]
+    for iterations, staleness in ((2, [0, 1]), (4, [0, 1, 0, 1])):
+        done = command(*arguments, f"iterations={iterations}")
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(text) for text in folder.metrics.read_text().splitlines()]
+        assert [line["policy/staleness"] for line in lines] == staleness
+    assert all(line["loss/value"] >= 0.0 for line in lines)
+    assert all("critic/value" in line for line in lines)
+    for kept in (folder.adapter, folder.best, folder.checkpoints / "000004" / "adapter"):
+        assert (kept / "critic.safetensors").exists(), kept
+
+
 def test_a_mistake_is_told_in_one_line_and_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "rollout.group_sice=3"]) == 2
     told = capsys.readouterr()

@@ -58,7 +58,7 @@ def run_of(config: RunConfig, place: Place, task: GuessTask | None = None, algor
     engine = Engine(task.policy.scorer, place=place, zero_stage=config.engine.zero_stage)
     learner = Learner(task.policy, engine, algorithm, config.rollout.temperature, config.engine.micro_batch_tokens)
     actor = Actor(task, config, engine)
-    return Run(config, actor, learner, watchers=[Notes()], save=lambda counters: None, evaluate=dict)
+    return Run(config, actor, learner, watchers=[Notes()], save=lambda counters: None, evaluate=lambda counters: {})
 
 
 def lines(run: Run) -> list[dict[str, float]]:
@@ -270,7 +270,7 @@ def test_a_stop_request_ends_after_the_iteration_and_saves(place: Place) -> None
     saved: list[Counters] = []
     stop = StopRequest()
     run = run_of(recipe(iterations=50), place)
-    run = Run(run.config, run.actor, run.learner, run.watchers, saved.append, dict, stop)
+    run = Run(run.config, run.actor, run.learner, run.watchers, saved.append, lambda counters: {}, stop)
     stop.make("SIGTERM")
     assert train(run).iteration == 1
     assert [counters.iteration for counters in saved] == [1]
@@ -286,20 +286,20 @@ def test_a_spent_budget_ends_the_run_and_what_was_learnt_is_saved(place: Place) 
     saved: list[Counters] = []
     run = run_of(recipe(iterations=5), place, Spending(GuessPolicy(), guess_questions()))
     with pytest.raises(BudgetError, match="at most 9 calls"):
-        train(Run(run.config, run.actor, run.learner, run.watchers, saved.append, dict))
+        train(Run(run.config, run.actor, run.learner, run.watchers, saved.append, lambda counters: {}))
     assert [counters.iteration for counters in saved] == [2]
 
 
 def test_checkpoints_come_on_time_and_at_the_end(place: Place) -> None:
     saved: list[Counters] = []
     run = run_of(recipe(iterations=5, output={"save_every": 2}), place)
-    train(Run(run.config, run.actor, run.learner, run.watchers, saved.append, dict))
+    train(Run(run.config, run.actor, run.learner, run.watchers, saved.append, lambda counters: {}))
     assert [counters.iteration for counters in saved] == [2, 4, 5]
 
 
 def test_evaluations_come_on_time(place: Place) -> None:
     run = run_of(recipe(iterations=5, evaluation={"every": 2}), place)
-    run = Run(run.config, run.actor, run.learner, run.watchers, run.save, lambda: {"evaluation/reward": 0.5})
+    run = Run(run.config, run.actor, run.learner, run.watchers, run.save, lambda counters: {"evaluation/reward": 0.5})
     train(run)
     assert [line["iteration"] for line in lines(run) if "evaluation/reward" in line] == [2, 4]
 

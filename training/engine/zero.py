@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -104,13 +105,30 @@ class Engine:
         """Every rank's text, in order of ranks; every rank must call it."""
         if self.place.world_size == 1:
             return [text]
-        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.place.device)
+        data = self._bytes_of(text)
         sizes = [torch.zeros((), dtype=torch.long, device=self.place.device) for _ in range(self.place.world_size)]
         torch.distributed.all_gather(sizes, torch.tensor(len(data), device=self.place.device))
         longest = max(int(size) for size in sizes)
         padded = [torch.zeros(longest, dtype=torch.uint8, device=self.place.device) for _ in sizes]
         torch.distributed.all_gather(padded, torch.nn.functional.pad(data, (0, longest - len(data))))
-        return [bytes(row[: int(size)].tolist()).decode() for row, size in zip(padded, sizes, strict=True)]
+        return [row[: int(size)].cpu().numpy().tobytes().decode() for row, size in zip(padded, sizes, strict=True)]
+
+    def passed(self, text: str, *, source: int, target: int) -> str:
+        """The source's text on the target, "" on all others; these two must call it."""
+        if self.place.rank == source:
+            data = self._bytes_of(text)
+            torch.distributed.send(torch.tensor([len(data)], device=self.place.device), target)
+            torch.distributed.send(data, target)
+        elif self.place.rank == target:
+            size = torch.zeros(1, dtype=torch.long, device=self.place.device)
+            torch.distributed.recv(size, source)
+            data = torch.zeros(int(size), dtype=torch.uint8, device=self.place.device)
+            torch.distributed.recv(data, source)
+            return data.cpu().numpy().tobytes().decode()
+        return ""
+
+    def _bytes_of(self, text: str) -> Tensor:
+        return torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy()).to(self.place.device)
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
