@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from measuring import note, report
+from trainer_bound import least_seconds, measured_machine
 from trainer_models import LORA_ALPHA, LORA_RANK, SETUPS, Setup, built, picture, words
 
 from agents.engines.hf import SamplingLimits
@@ -104,7 +105,7 @@ def ours(setup: Setup, iterations: int) -> dict[str, Any]:
     Fixed.turns = setup.turns
     questions = QuestionSet("pictures", [question(setup, policy, n) for n in range(iterations + _WARM_UP)])
     env = environment(setup, questions, Pictures(setup.tool_px, title(setup, policy, questions[0])))
-    task = FixedTask(policy, questions, env, RolloutLimits(), 1.0)
+    task = FixedTask(policy, policy, questions, env, RolloutLimits(), 1.0)
     config = config_from_mapping(
         {
             "iterations": iterations + _WARM_UP,
@@ -153,8 +154,11 @@ def measured(setup: Setup, config: RunConfig, policy: LMMPolicy, task: FixedTask
         train(run)
     leave()
     rows = spent[_WARM_UP:-1]
+    machine = measured_machine(sum(weight.numel() for weight in policy.model.parameters()))
     return {
         "tokens": tokens[-1],
+        "machine": {"gflops": round(machine.flops / 1e9, 1), "read_gb_s": round(machine.bytes_read / 1e9, 1)},
+        "least_s": least_seconds(setup, policy.model, tokens[-1], machine),
         "cpu_s": {part: [round(row[part][1], 4) for row in rows] for part in _PARTS},
         "wall_s": {part: [round(row[part][0], 4) for row in rows] for part in _PARTS},
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -266,11 +270,23 @@ def summary(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         found[measure] = medians
         if "peer" in sides:
             found[measure]["times"] = {part: round(medians["peer"][part] / medians["ours"][part], 2) for part in _PARTS}
+    found |= utilisation(sides["ours"], found["cpu_s"]["ours"])
     found["peak_rss_mb"] = {side: max(run["peak_rss_mb"] for run in runs) for side, runs in sides.items()}
     if "peer" in sides:
         found["peer"] = sides["peer"][0]["peer"]
         found["peak_rss_mb"]["share"] = round(found["peak_rss_mb"]["ours"] / found["peak_rss_mb"]["peer"], 2)
     return found
+
+
+def utilisation(runs: Sequence[Mapping[str, Any]], spent: Mapping[str, float]) -> dict[str, Any]:
+    """What the machine could do, the least time that the work needs at that rate, and its share of what it took."""
+    least = {part: statistics.median(run["least_s"][part] for run in runs) for part in ("rollout", "learn")}
+    least["all"] = sum(least.values())
+    return {
+        "machine": runs[0]["machine"],
+        "least_s": {part: round(value, 3) for part, value in least.items()},
+        "useful_share": {part: round(value / spent[part], 2) for part, value in least.items()},
+    }
 
 
 def main() -> None:
@@ -283,7 +299,12 @@ def main() -> None:
     parser.add_argument("--peer-python", help="an interpreter with the extra peers; without it ours runs alone")
     parser.add_argument("--quick", action="store_true", help="a tiny setup, 1 iteration")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--given", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.given:
+        torch.set_num_threads(given.threads)
+        print(json.dumps(ours(Setup(**json.loads(given.given[0])), int(given.given[1]))))
+        return
     if given.one:
         name, iterations, threads = given.one
         torch.set_num_threads(int(threads))
@@ -292,7 +313,7 @@ def main() -> None:
     if given.quick:
         given.setup, given.iterations, given.rounds, given.peer_python = ["quick"], 1, 1, None
     table = {name: compared(name, given) for name in given.setup}
-    settings = {name: value for name, value in vars(given).items() if name not in ("one", "peer_python")}
+    settings = {name: value for name, value in vars(given).items() if name not in ("one", "given", "peer_python")}
     report("trainer", settings, ("torch", "transformers", "peft", "deepspeed"), table=table)
 
 
