@@ -101,7 +101,8 @@ class Actor:
 
     def _play_now(self, iteration: int) -> _Played:
         self._task.catch_up()
-        return self._play(iteration)
+        with self._engine.gathered():
+            return self._play(iteration)
 
     def _begin(self, iteration: int) -> None:
         """Start to play ahead, with the weights of now.
@@ -163,7 +164,7 @@ class Actor:
         start = time.perf_counter()
         positions = spare_positions(iteration, draw, each_pass=self._each_pass, seed=self._config.seed)[: len(empty)]
         seed = seed_of(self._config.seed, _SPARE, iteration, draw)
-        with self._one_for_all():
+        with self._one_for_all(), self._engine.gathered():
             groups = self._groups(self._at(positions)[self._mine], seed, times_before(positions)[self._mine])
         better = {
             place: group

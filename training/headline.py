@@ -11,8 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,8 +35,8 @@ from training.config import RunConfig
 from training.config.file import read_config
 from training.engine import join, leave
 from training.folder import Folder, identity
+from training.launching import train_in_processes
 from training.report import outcomes_of
-from training.run import is_finished
 
 _UNTRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, DIRECT, FIXED_RAG)
 _TRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, FIXED_RAG)
@@ -70,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 def _headline(options: argparse.Namespace, console: Console) -> bool:
     configs = {seed: _config(options, seed) for seed in options.seeds}
     _expect_labels(evaluation_questions(configs[options.seeds[0]]))
-    for seed, config in configs.items():
+    for seed in configs:
         console.rule(f"seed {seed}")
-        _train(options, seed, config)
+        train_in_processes(options.recipe, [*options.overrides, *_of_seed(options, seed)], processes=options.processes)
     join()
     try:
         played = _play(options.folder, configs, console)
@@ -107,44 +105,6 @@ def _config(options: argparse.Namespace, seed: int) -> RunConfig:
 
 def _of_seed(options: argparse.Namespace, seed: int) -> list[str]:
     return [f"seed={seed}", f"output.folder={options.folder / f'seed-{seed}'}"]
-
-
-def _train(options: argparse.Namespace, seed: int, config: RunConfig) -> None:
-    """Train one seed in processes of its own; a finished one is only shown again.
-
-    Raises:
-        DataError: training did not come to its end.
-    """
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={options.processes}", "-m"]
-    command = [sys.executable, "-m", *launcher, "training", options.recipe, *options.overrides]
-    status = _run([*command, *_of_seed(options, seed)])
-    if status or not is_finished(config):
-        raise DataError(f"seed {seed}: expected a finished run, got exit status {status}; the same command goes on")
-
-
-def _run(command: Sequence[str]) -> int:
-    """Run a command that ends politely when asked to, and give its exit status: signals are passed on and waited for.
-
-    It has a session of its own, so that a signal to a group of processes, as of Ctrl-C, reaches it once and not twice.
-    """
-    launched: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
-
-    def pass_on(number: int, _: object) -> None:
-        for process in launched:
-            process.send_signal(number)
-        if not launched:
-            early.append(number)
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        launched.append(subprocess.Popen(command, start_new_session=True))
-        for number in early:
-            launched[0].send_signal(number)
-        return launched[0].wait()
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 def _play(folder: Path, configs: dict[int, RunConfig], console: Console) -> Played:

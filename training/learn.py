@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from agents.trajectory import Group
+from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
 from training.algorithms import Algorithm, StateValues, UpdateSize
-from training.batch import Example, TokenBatch, collate, micro_batches, micro_batches_of_groups
+from training.batch import CriticTargets, Example, TokenBatch, collate, micro_batches, micro_batches_of_groups
 from training.engine import Engine
 from training.losses import masked_sum
 from training.task import TokenScores, TrainablePolicy
+
+_SAID = Completion("", (0,), (0.0,), FinishReason.STOP)
+_IDLE = Example(
+    Trajectory("", (Turn((0,), (), _SAID, 0.0, "", True),), True, False, "", 0.0, {}, {}, ""),
+    np.zeros(2, dtype=np.float32),
+    CriticTargets(np.zeros(2, dtype=np.float32), np.zeros(2, dtype=np.float32)),
+)
+"""Two tokens, for a pass that is made for other ranks' sake."""
 
 
 @dataclass(slots=True)
@@ -83,14 +93,15 @@ class Learner:
         return dict(zip(groups, credited, strict=True))
 
     def prepare(self, examples: Iterable[Example], *, updates: int) -> list[tuple[tuple[Example, ...], TokenBatch]]:
-        """Micro-batches of this rank, with the scores that the algorithm asks for.
+        """Micro-batches of this rank, as many as on every other, with the scores that the algorithm asks for.
 
         Args:
             examples: of one update.
             updates: that the iteration has; only where there are several, the trainer's scores before the first one
                 take a pass of their own.
         """
-        batches = [(part, self._scored_by_reference(self._collated(part))) for part in self._cut(examples)]
+        collated = self._collated_together(self._cut(examples))
+        batches = [(part, self._scored_by_reference(batch)) for part, batch in collated]
         return [(part, self._corrected(batch)) for part, batch in batches] if updates > 1 else batches
 
     def update(
@@ -104,7 +115,7 @@ class Learner:
         """One optimiser step.
 
         Args:
-            prepared: this rank's micro-batches; may be fewer than another rank's, or none.
+            prepared: this rank's micro-batches; those without examples are there for other ranks' sake.
             record: what is learnt about the update is added here.
             learning_rate: of this step.
             measure_gap: whether no update of this iteration has been applied yet.
@@ -113,11 +124,13 @@ class Learner:
             The gradient norm before clipping (infinite: the update was skipped); None when no rank had an example.
         """
         size = self._size([example for part, _ in prepared for example in part])
-        rounds = int(self.engine.largest({"rounds": float(len(prepared))})["rounds"])
         if not size.tokens:
             return None
         for part, batch in prepared:
             scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
+            if not part:
+                self.engine.backward(self._nothing(scores))
+                continue
             if measure_gap:
                 record.measure_gap(scores, batch)
             if self.algorithm.corrects and batch.weights is None:
@@ -125,8 +138,6 @@ class Learner:
             terms = self.algorithm.loss(scores, batch, size=size)
             self.engine.backward(terms.loss)
             record.add({name: float(value) for name, value in terms.sums.items()}, part)
-        for _ in range(len(prepared), rounds):
-            self._backward_nothing()
         return self.engine.step(learning_rate)
 
     def metrics(self, record: LearningRecord) -> dict[str, float]:
@@ -168,18 +179,27 @@ class Learner:
             for trajectory in group.trajectories
         ]
         found: dict[int, StateValues] = {}
-        for part in self._cut(plain):
-            batch = self._collated(part)
+        for part, batch in self._collated_together(self._cut(plain)):
             scores = self.engine.score(batch.inputs, batch.loss_mask, self.temperature, "values")
-            rows = zip(part, scores.values.cpu(), scores.last_values.cpu(), batch.loss_mask.cpu(), strict=True)
+            rows = zip(part, scores.values.cpu(), scores.last_values.cpu(), batch.loss_mask.cpu(), strict=False)
             for example, values, last, mask in rows:
                 found[id(example.trajectory)] = StateValues(values[mask].numpy(), float(last))
         return [[found[id(trajectory)] for trajectory in group.trajectories] for group in groups]
 
-    def _backward_nothing(self) -> None:
-        """A backward call of loss 0: ranks with more micro-batches make theirs together with this one."""
-        nothing = torch.stack([0.0 * parameter.sum() for parameter in self.policy.trainable_parameters()])
-        self.engine.backward(nothing.sum())
+    def _nothing(self, scores: TokenScores) -> Tensor:
+        """A loss of 0 that depends on all that is trained."""
+        unused = torch.stack([parameter.sum() for parameter in self.policy.trainable_parameters()]).sum()
+        return 0.0 * (scores.logprobs.sum() + unused)
+
+    def _collated_together(self, parts: Sequence[tuple[Example, ...]]) -> list[tuple[tuple[Example, ...], TokenBatch]]:
+        """The batches of these parts, and of nothing, until this rank has as many as the one with most.
+
+        Where parameters are spread over the ranks a pass needs all of them, so all make equally many.
+        """
+        rounds = int(self.engine.largest({"rounds": float(len(parts))})["rounds"])
+        padded = [*parts, *[()] * (rounds - len(parts))]
+        with self.engine.gathered() if rounds else nullcontext():  # pictures go through the tower here
+            return [(part, self._collated(part or (_IDLE,))) for part in padded]
 
     def _collated(self, examples: Sequence[Example]) -> TokenBatch:
         return collate(examples, self.policy, device=self.engine.place.device)

@@ -100,8 +100,9 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
     if counters.iteration < config.iterations:
         console.print(f"stopped after iteration {counters.iteration} and saved; the same command goes on from there")
         return counters
-    if place.rank == 0:
-        checkpoint.write_folder(folder.adapter, parts.policy.save_adapter)
+    with engine.gathered("trained"):
+        if place.rank == 0:
+            checkpoint.write_folder(folder.adapter, parts.policy.save_adapter)
     _evaluate(parts, engine, folder.after, "after training", console)
     engine.wait_for_all()
     return counters
@@ -169,7 +170,13 @@ def _started(config: RunConfig, parts: Parts, place: Place, found: Checkpoint | 
     """The engine and the counters, from a checkpoint or fresh."""
     if found is not None:
         parts.policy.load_adapter(found.adapter)
-    engine = Engine(parts.policy.scorer, place=place, adam=parts.adam, zero_stage=config.engine.zero_stage)
+    engine = Engine(
+        parts.policy.scorer,
+        place=place,
+        adam=parts.adam,
+        zero_stage=config.engine.zero_stage,
+        offload=config.engine.offload,
+    )
     if found is None:
         return engine, Counters()
     engine.load_optimiser_state(found.optimiser())
@@ -179,19 +186,20 @@ def _started(config: RunConfig, parts: Parts, place: Place, found: Checkpoint | 
 def _save(config: RunConfig, parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> None:
     """A checkpoint: every rank gives its part of the optimiser's state, rank 0 writes."""
     state = engine.optimiser_state()
-    if engine.place.rank == 0:
-        checkpoint.write(
-            folder.checkpoints,
-            iteration=counters.iteration,
-            save_adapter=parts.policy.save_adapter,
-            optimiser=state,
-            state={
-                "counters": asdict(counters),
-                "recipe": identity(config),
-                "questions": fingerprint(parts.task.questions),
-            },
-            keep=config.output.keep,
-        )
+    with engine.gathered("trained"):
+        if engine.place.rank == 0:
+            checkpoint.write(
+                folder.checkpoints,
+                iteration=counters.iteration,
+                save_adapter=parts.policy.save_adapter,
+                optimiser=state,
+                state={
+                    "counters": asdict(counters),
+                    "recipe": identity(config),
+                    "questions": fingerprint(parts.task.questions),
+                },
+                keep=config.output.keep,
+            )
     engine.wait_for_all()
 
 
@@ -214,9 +222,10 @@ def _trackers(config: RunConfig) -> list[Watcher]:
 def _judged(parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> dict[str, float]:
     """An evaluation during training; the adapter is kept if none did better before."""
     values = report.evaluation_metrics(_evaluated(parts.task, engine, parts.questions_during))
-    if engine.place.rank == 0 and values["evaluation/reward"] > _best_before(folder, counters):
-        noted = {"iteration": counters.iteration, **values}
-        checkpoint.write_folder(folder.best, lambda inside: _write_best(parts, inside, noted))
+    noted = {"iteration": counters.iteration, **values}
+    with engine.gathered("trained"):
+        if engine.place.rank == 0 and values["evaluation/reward"] > _best_before(folder, counters):
+            checkpoint.write_folder(folder.best, lambda inside: _write_best(parts, inside, noted))
     engine.wait_for_all()
     return values
 
@@ -252,5 +261,6 @@ def _evaluate(parts: Parts, engine: Engine, path: Path, when: str, console: Cons
 def _evaluated(task: Task, engine: Engine, questions: Sequence[Question]) -> Evaluation:
     """The questions shared out over the ranks, the whole result on every rank."""
     place = engine.place
-    mine = task.evaluate(questions[place.rank :: place.world_size])
+    with engine.gathered():
+        mine = task.evaluate(questions[place.rank :: place.world_size])
     return report.merged([json.loads(text) for text in engine.texts(json.dumps(mine.to_json()))])

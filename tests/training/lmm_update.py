@@ -1,4 +1,4 @@
-"""Updates of random LMMs of every family in processes of their own: ``lmm_update.py FOLDER``.
+"""Updates of random LMMs of every family in processes of their own: ``lmm_update.py FOLDER STAGE``.
 
 Each rank learns from its share of the same episodes: with pictures in the prompt and in later turns, of unequal length.
 """
@@ -28,22 +28,22 @@ from training.learn import Learner, LearningRecord
 _SIZES = (4, 2, 3, 2, 4, 2, 2)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, zero_stage: int) -> None:
     torch.set_num_threads(1)
     place = join(timeout_s=120.0)
     for family in sorted(FAMILIES):
-        updated(family, place, folder)
+        updated(family, place, folder, zero_stage)
     leave()
 
 
-def updated(family: str, place: Place, folder: Path) -> None:
+def updated(family: str, place: Place, folder: Path, zero_stage: int) -> None:
     """Two updates; rank 0 writes the adapter and what was measured."""
     policy = adapted_policy(family, limits=SamplingLimits(max_new_tokens=8), critic=CriticSettings())
     groups = {
         number: Group(str(number), tuple(map(rewarded, group(policy, number, size), range(size))))
         for number, size in enumerate(_SIZES)
     }
-    engine = Engine(policy.scorer, place=place)
+    engine = Engine(policy.scorer, place=place, zero_stage=zero_stage)
     learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, micro_batch_tokens=600)
     mine = {number: one for number, one in groups.items() if number % place.world_size == place.rank}
     shared_out = balanced(learner.credit(mine), engine)
@@ -52,11 +52,13 @@ def updated(family: str, place: Place, folder: Path) -> None:
     norms = [learner.update(prepared, record, learning_rate=0.01, measure_gap=number == 0) for number in range(2)]
     assert place.world_size == 1 or sorted(shared_out) != sorted(mine)  # ranks had unequal shares, and have no more
     measured = {**learner.metrics(record), "norm/0": norms[0], "norm/1": norms[1]}
-    if place.rank == 0:
-        (folder / family).mkdir(parents=True)
-        policy.save_adapter(folder / family)
-        (folder / family / "measured.json").write_text(json.dumps(measured))
+    with engine.gathered("trained"):
+        if place.rank == 0:
+            (folder / family).mkdir(parents=True)
+            policy.save_adapter(folder / family)
+            (folder / family / "measured.json").write_text(json.dumps(measured))
     engine.wait_for_all()
+    engine.close()
 
 
 def rewarded(played: Trajectory, number: int) -> Trajectory:
@@ -66,4 +68,4 @@ def rewarded(played: Trajectory, number: int) -> Trajectory:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -50,7 +50,7 @@ def test_sections_and_overrides_in_order(tmp_path: Path) -> None:
         ("rollout.group_size=1", r"rollout\.group_size: expected a whole number at least 2, got 1"),
         ("optimiser.learning_rate=0", r"optimiser\.learning_rate: expected a number greater than 0, got 0\.0"),
         ("optimiser.learning_rate=fast", r"optimiser\.learning_rate: expected a number, got 'fast'"),
-        ("engine.zero_stage=3", r"engine\.zero_stage: expected a whole number at least 1 and at most 2, got 3"),
+        ("engine.zero_stage=4", r"engine\.zero_stage: expected a whole number at least 0 and at most 3, got 4"),
         ("algorithm.name=gpro", r"algorithm\.name: expected 'grpo' or .* or 'ppo', got 'gpro'; did you mean 'gspo'\?"),
         ("env.crop=maybe", r"env\.crop: expected true or false, got 'maybe'"),
         ("env.tools=local", r"env\.tools: expected keywords and their values, got 'local'"),

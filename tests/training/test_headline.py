@@ -101,7 +101,7 @@ while time.monotonic() < end:
 said.write_text(said.read_text() + "ended")
 sys.exit(3)
 """
-PARENT = "import sys; from training.headline import _run; sys.exit(_run([sys.executable, '-c', *sys.argv[1:]]))"
+PARENT = "import sys; from training.launching import _run; sys.exit(_run([sys.executable, '-c', *sys.argv[1:]]))"
 
 
 def test_a_signal_reaches_the_training_once_and_is_waited_for(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from training.config import RunConfig
 from training.config.file import config_from_mapping
 from training.engine import Engine, Place
 from training.interrupt import StopRequest
-from training.learn import Learner
+from training.learn import Learner, LearningRecord
 from training.metrics import check_names
 from training.order import seed_of
 from training.train import Counters, Run, train
@@ -304,10 +304,16 @@ def test_evaluations_come_on_time(place: Place) -> None:
     assert [line["iteration"] for line in lines(run) if "evaluation/reward" in line] == [2, 4]
 
 
-def test_a_backward_call_of_nothing_changes_nothing(place: Place) -> None:
-    run = run_of(recipe(), place)
-    before = [parameter.detach().clone() for parameter in run.learner.policy.trainable_parameters()]
-    run.learner._backward_nothing()
-    assert run.learner.engine.step(0.1) == 0.0
-    after = list(run.learner.policy.trainable_parameters())
-    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_a_pass_for_other_ranks_sake_changes_nothing(place: Place, name: str) -> None:
+    """As where this rank has nothing to learn from and another has."""
+    run = run_of(recipe(algorithm={"name": name, "kl_coefficient": 0.1}), place)
+    learner, before = run.learner, weights(run)
+    record = LearningRecord.of(run.algorithm)
+    learner.engine.largest = lambda values: dict.fromkeys(values, 2.0)  # type: ignore[method-assign]
+    prepared = learner.prepare([], updates=1)
+    assert [part for part, _ in prepared] == [(), ()]
+    learner.engine.total = lambda values: dict.fromkeys(values, 9.0)  # type: ignore[method-assign]
+    assert learner.update(prepared, record, learning_rate=0.1, measure_gap=True) == 0.0
+    assert torch.equal(weights(run), before)
+    assert not record.trained_tokens and not record.gap_tokens and not any(record.sums.values())

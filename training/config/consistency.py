@@ -54,6 +54,15 @@ def _check_acting(config: RunConfig) -> None:
             f"critic: expected nothing with algorithm {algorithm.name!r}, which has no critic, got other values than "
             "the defaults; choose algorithm.name=ppo"
         )
+    if config.engine.offload != "none" and config.engine.zero_stage < 3:
+        raise ConfigError(
+            f"engine.offload: expected 'none' at ZeRO stage {config.engine.zero_stage}, got {config.engine.offload!r}; "
+            "choose engine.zero_stage=3"
+        )
+    if rollout.staleness and config.engine.zero_stage == 3:
+        raise ConfigError(
+            "rollout.staleness: expected 0 at ZeRO stage 3, where who learns cannot play at the same time, got 1"
+        )
     if rollout.staleness and config.output.save_every == 1:
         raise ConfigError(
             "rollout.staleness: expected 0 with output.save_every 1, got 1; the iteration after a checkpoint is never "

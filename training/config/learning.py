@@ -124,8 +124,17 @@ class EngineConfig:
 
     zero_stage: Annotated[
         int,
-        About("DeepSpeed ZeRO stage: 1 shards the optimiser's state over ranks, 2 the gradients too.", low=1, high=2),
+        About(
+            "DeepSpeed ZeRO stage: 0 holds all on every rank, 1 shards the optimiser's state, 2 the gradients too, 3 "
+            "the parameters too.",
+            low=0,
+            high=3,
+        ),
     ] = 1
+    offload: Annotated[
+        Literal["none", "cpu"],
+        About("Where parameters and optimiser state lie while they are not used, at stage 3."),
+    ] = "none"
     micro_batch_tokens: Annotated[
         int,
         About(

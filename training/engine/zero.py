@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 from mmsearch_env.errors import DataError, PolicyError
-from training.engine.adam import MOMENTS, AdamSettings, OptimiserState, parameter_groups
+from training.engine.adam import MOMENTS, AdamSettings, CheckedAdamW, OptimiserState, parameter_groups
 from training.engine.library import deepspeed_library, quiet
+from training.engine.moments import Named, gathered_moments, set_moments, shape_of
 from training.engine.processes import Place, wait_for_all
 
 
@@ -20,35 +22,39 @@ class Engine:
     """Trains one module's trainable parameters, together with the same engine on every other rank."""
 
     def __init__(
-        self, module: nn.Module, *, place: Place, adam: AdamSettings | None = None, zero_stage: int = 1
+        self,
+        module: nn.Module,
+        *,
+        place: Place,
+        adam: AdamSettings | None = None,
+        zero_stage: int = 1,
+        offload: Literal["none", "cpu"] = "none",
     ) -> None:
         """
         Args:
             module: called as ``module(...)`` through :meth:`forward`; its trainable parameters must be float32.
             place: what :func:`join` returned.
             adam: the optimiser's settings.
-            zero_stage: 1 shards the optimiser's state over the ranks, 2 the gradients too.
+            zero_stage: 0 holds everything on every rank, 1 shards the optimiser's state over the ranks, 2 the gradients
+                too, 3 the parameters too, frozen ones included.
+            offload: where parameters and optimiser state lie while they are not used, at stage 3.
 
         Raises:
             PolicyError: nothing to train, or trainable parameters in another number format.
         """
         self.place = place
+        self.shards_parameters = zero_stage == 3
+        """Whether a pass on one rank needs all the others to make one too."""
         self._module = module
+        self._stage = zero_stage
         self._named = _trainable(module)
         adam = adam or AdamSettings()
-        optimiser = torch.optim.AdamW(
-            parameter_groups(self._named, adam.rates),
-            lr=0.0,
-            betas=(adam.beta1, adam.beta2),
-            eps=adam.epsilon,
-            weight_decay=adam.weight_decay,
-        )
         with quiet():
             self._engine, *_ = deepspeed_library().initialize(
                 model=module,
                 model_parameters=[parameter for _, parameter in self._named],
-                optimizer=optimiser,
-                config=_settings(adam.max_grad_norm, zero_stage),
+                optimizer=_optimiser(self._named, adam, zero_stage),
+                config=_settings(adam.max_grad_norm, zero_stage, offload),
             )
         self._steps = 0
         module.eval()
@@ -66,8 +72,27 @@ class Engine:
     def score(self, *arguments: Any) -> Any:
         """Call the module without gradient."""
         self._module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             return self._module(*arguments)
+
+    @contextmanager
+    def gathered(self, which: Literal["all", "trained"] = "all") -> Iterator[None]:
+        """Inside, this rank has whole parameters and may use the module without the others, as for sampling.
+
+        Every rank must enter. Below stage 3 parameters are always whole.
+        """
+        if not self.shards_parameters:
+            yield
+            return
+        parameters = [one for one in self._module.parameters() if which == "all" or one.requires_grad]
+        hooks = self._engine.optimizer.parameter_offload
+        # The hooks would give parameters back after the first pass, and wait for the other ranks in the next.
+        hooks._remove_module_hooks()
+        try:
+            with quiet(), deepspeed_library().zero.GatheredParameters(parameters):
+                yield
+        finally:
+            hooks.setup_zero_stage3_hooks()
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss to the update. The update's loss is the sum over all calls on all ranks.
@@ -85,13 +110,18 @@ class Engine:
             The global 2-norm of the gradient before clipping; infinite when it was not finite, and then the update
             was skipped and the gradients dropped.
         """
-        for group in self._engine.optimizer.optimizer.param_groups:
+        for group in self._adamw.param_groups:
             group["lr"] = learning_rate * group["rate"]
         with quiet():
             self._engine.step()
         self._module.eval()
         self._steps += int(self._engine.was_step_applied())
         return float(self._engine.get_global_grad_norm())
+
+    @property
+    def _adamw(self) -> torch.optim.AdamW:
+        found: torch.optim.AdamW = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+        return found
 
     def total(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over ranks; every rank gives the same names."""
@@ -136,15 +166,10 @@ class Engine:
 
     def optimiser_state(self) -> OptimiserState:
         """The optimiser's state, gathered from all ranks; every rank must call it."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         if not self._steps:
             return OptimiserState(0, {})
-        tensors = {
-            f"{moment}/{name}": safe_get_full_optimizer_state(parameter, moment).cpu()
-            for name, parameter in self._named
-            for moment in MOMENTS
-        }
+        with quiet():
+            tensors = gathered_moments(self._engine.optimizer, self._named, stage=self._stage)
         return OptimiserState(self._steps, tensors)
 
     def load_optimiser_state(self, state: OptimiserState) -> None:
@@ -153,30 +178,15 @@ class Engine:
         Raises:
             DataError: the state belongs to other parameters.
         """
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         self._steps = state.steps
         if not state.steps:
             return
         self._check_names(state.tensors)
-        self._make_moments(state.steps)
-        for name, parameter in self._named:
-            for moment in MOMENTS:
-                saved = state.tensors[f"{moment}/{name}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, saved, moment)
-
-    def _make_moments(self, steps: int) -> None:
-        """Give torch's AdamW the state it would only make in its first step, so that there is something to fill."""
-        zero = self._engine.optimizer
-        for flat in zero.single_partition_of_fp32_groups:
-            zero.optimizer.state[flat] = {
-                "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
-        zero._lazy_init_hp_params_optimizer_state()
+        with quiet():
+            set_moments(self._engine.optimizer, self._named, state.tensors, stage=self._stage, steps=state.steps)
 
     def _check_names(self, tensors: Mapping[str, Tensor]) -> None:
-        expected = {f"{moment}/{name}": parameter.shape for name, parameter in self._named for moment in MOMENTS}
+        expected = {f"{moment}/{name}": shape_of(parameter) for name, parameter in self._named for moment in MOMENTS}
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if expected != found:
             odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -194,16 +204,32 @@ class Engine:
         return dict(zip(names, packed.tolist(), strict=True))
 
 
-def _settings(max_grad_norm: float, zero_stage: int) -> dict[str, Any]:
+def _optimiser(named: Named, adam: AdamSettings, zero_stage: int) -> torch.optim.AdamW:
+    settings: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (adam.beta1, adam.beta2),
+        "eps": adam.epsilon,
+        "weight_decay": adam.weight_decay,
+    }
+    groups = parameter_groups(named, adam.rates)
+    if zero_stage == 0:
+        return CheckedAdamW(groups, max_grad_norm=adam.max_grad_norm, **settings)
+    return torch.optim.AdamW(groups, **settings)
+
+
+def _settings(max_grad_norm: float, zero_stage: int, offload: str) -> dict[str, Any]:
+    # overlap_comm has produced wrong gradients at stage 2 (DeepSpeed issues 5347, 5294, 4298)
+    zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False}
+    if offload == "cpu":
+        zero |= {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     return {
         # Batch sizes are DeepSpeed's bookkeeping only: with unmanaged accumulation our step() is the boundary.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": max_grad_norm,
+        "gradient_clipping": 0.0 if zero_stage == 0 else max_grad_norm,  # without ZeRO the optimiser clips
         "steps_per_print": 10**9,
-        # overlap_comm has produced wrong gradients at stage 2 (DeepSpeed issues 5347, 5294, 4298)
-        "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
