@@ -30,6 +30,8 @@ class RowLayout:
         self._builder = builder
         self._scorer = scorer
         self._is_exact: bool | None = None  # not compared yet
+        self.runs_once = False
+        """Whether a pass calls the model once only, however rows are laid out."""
 
     def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | SharedInputs | PackedInputs:
         """What the scorer needs for whole trajectories; where some have a prompt in common, that only once."""
@@ -56,7 +58,9 @@ class RowLayout:
         self._is_exact = None
 
     def _together(self, rows: Sequence[Parted]) -> SharedInputs | PackedInputs:
-        return self._builder.build_packed(rows) if self._builder.is_checkpointed else self._builder.build_shared(rows)
+        if self.runs_once or self._builder.is_checkpointed:
+            return self._builder.build_packed(rows)
+        return self._builder.build_shared(rows)
 
     @torch.no_grad()
     def _compare(self, rows: Sequence[Parted]) -> bool:

@@ -293,6 +293,10 @@ class LMMPolicy:
         enable({"use_reentrant": False})
         self._layout.forget_comparison()
 
+    def run_once(self) -> None:
+        """Have every pass call the model once only, as where parameters are spread over processes in step."""
+        self._layout.runs_once = True
+
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
         return [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]

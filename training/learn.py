@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
@@ -129,7 +128,7 @@ class Learner:
         for part, batch in prepared:
             scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
             if not part:
-                self.engine.backward(self._nothing(scores))
+                self.engine.backward(_nothing(scores))
                 continue
             if measure_gap:
                 record.measure_gap(scores, batch)
@@ -186,11 +185,6 @@ class Learner:
                 found[id(example.trajectory)] = StateValues(values[mask].numpy(), float(last))
         return [[found[id(trajectory)] for trajectory in group.trajectories] for group in groups]
 
-    def _nothing(self, scores: TokenScores) -> Tensor:
-        """A loss of 0 that depends on all that is trained."""
-        unused = torch.stack([parameter.sum() for parameter in self.policy.trainable_parameters()]).sum()
-        return 0.0 * (scores.logprobs.sum() + unused)
-
     def _collated_together(self, parts: Sequence[tuple[Example, ...]]) -> list[tuple[tuple[Example, ...], TokenBatch]]:
         """The batches of these parts, and of nothing, until this rank has as many as the one with most.
 
@@ -221,3 +215,9 @@ class Learner:
         with self.policy.reference():
             scores: TokenScores = self.engine.score(batch.inputs, batch.loss_mask, self.temperature)
         return batch.with_reference(scores.logprobs)
+
+
+def _nothing(scores: TokenScores) -> Tensor:
+    """A loss of 0 that depends on all that is trained."""
+    total = scores.logprobs.sum()
+    return 0.0 * (total if scores.values is None else total + scores.values.sum())

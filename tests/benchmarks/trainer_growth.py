@@ -2,9 +2,9 @@
 
     python tests/benchmarks/trainer_growth.py --plot growth.png
 
-One thing is changed at a time, from the first setup of ``trainer.py``; turns are those of the second, with completions of
-24 tokens and a picture in each observation. Beside the seconds stand the tokens that are run, P + G x R, and those of an
-iteration in which every episode runs its prompt again, G x (P + R).
+One thing is changed at a time, from the first setup of ``trainer.py``; with turns come completions of 24 tokens and a
+picture in each observation. Beside the seconds stand the tokens that are run, P + G x R, and those of an iteration in
+which every episode runs its prompt again, G x (P + R).
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ def updated(family: str, place: Place, folder: Path, zero_stage: int) -> None:
         number: Group(str(number), tuple(map(rewarded, group(policy, number, size), range(size))))
         for number, size in enumerate(_SIZES)
     }
+    if zero_stage == 3:
+        policy.run_once()
     engine = Engine(policy.scorer, place=place, zero_stage=zero_stage)
     learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, micro_batch_tokens=600)
     mine = {number: one for number, one in groups.items() if number % place.world_size == place.rank}

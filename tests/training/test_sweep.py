@@ -41,7 +41,7 @@ def test_a_row_is_the_change_over_seeds(tmp_path: Path) -> None:
     assert row.searched.mean == 0.0
     assert row.gap is not None and row.gap.mean == pytest.approx(2.0)
     assert row.seconds == 2.0
-    console = Console(width=96, record=True)
+    console = Console(width=110, record=True)
     console.print(sweep.table([row], varied="algorithm.name", seeds=2))
     shown = console.export_text()
     assert "+0.200" in shown and "+0.100 … +0.300" in shown

@@ -67,7 +67,8 @@ class Engine:
     def forward(self, *arguments: Any) -> Any:
         """Call the module, with gradient."""
         self._module.train()
-        return self._engine(*arguments)
+        with quiet():
+            return self._engine(*arguments)
 
     def score(self, *arguments: Any) -> Any:
         """Call the module without gradient."""
