@@ -11,7 +11,7 @@ Letters: B trajectories, T tokens (padded on the right to the longest of the bat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -135,6 +135,18 @@ class TokenBatch:
     def with_reference(self, ref_logprobs: Tensor) -> TokenBatch:
         """The same batch, reference log-probabilities (B, T) added."""
         return replace(self, ref_logprobs=ref_logprobs)
+
+    def rows(self, chosen: slice, *, length: int, inputs: Any) -> TokenBatch:
+        """Some of its rows, of at most ``length`` tokens, and what the scorer needs for them."""
+        parts: dict[str, Any] = {
+            item.name: getattr(self, item.name)[chosen, :length]
+            for item in fields(self)
+            if isinstance(getattr(self, item.name), Tensor)
+        }
+        if self.critic is not None:
+            values, returns = self.critic.old_values[chosen, :length], self.critic.returns[chosen, :length]
+            parts["critic"] = CriticBatch(values, returns)
+        return replace(self, inputs=inputs, **parts)
 
     def corrected(self, old_logprobs: Tensor, weights: Tensor) -> TokenBatch:
         """The same batch as if the trainer's policy had sampled it: its log-probabilities (B, T), tokens weighted."""

@@ -4,7 +4,8 @@
     checkpoints/000010/optimiser.safetensors AdamW's moments, whole, by parameter name
     checkpoints/000010/state.json            counters and what the run was made of
 
-A checkpoint is written beside its place, synchronised to disk and renamed: either it is there whole or not at all.
+A checkpoint is written beside its place, synchronised to disk and renamed: either it is there whole or not at all. The
+run goes on meanwhile.
 There are no random-number states in it because none are carried between iterations (:mod:`training.order`).
 """
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,69 @@ class Checkpoint:
             ) from error
 
 
+class Writer:
+    """Writes checkpoints under one folder; pushing them to the disk, which takes long, happens while training goes on."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        """Args: folder: where to; keep: how many stay, the newest."""
+        self._folder = folder
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def write(
+        self,
+        iteration: int,
+        *,
+        save_adapter: Callable[[Path], None],
+        optimiser: OptimiserState,
+        state: Mapping[str, Any],
+    ) -> None:
+        """Write checkpoint ``iteration``. It holds what was given, whatever happens to it afterwards.
+
+        Raises:
+            DataError: the disk is full or not writable, for this one or the one before; earlier ones are untouched.
+        """
+        self.finish()
+        target = self._folder / f"{iteration:06d}"
+        if target.is_dir():
+            return
+        part = self._folder / f"{_WRITING}{iteration:06d}"
+        with _explained(target, part):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            (part / "adapter").mkdir(parents=True)
+            save_adapter(part / "adapter")
+            save_file(
+                {name: tensor.contiguous() for name, tensor in optimiser.tensors.items()},
+                part / "optimiser.safetensors",
+            )
+            content = {"format": FORMAT, "iteration": iteration, "optimiser_steps": optimiser.steps, **state}
+            (part / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        self._last = self._thread.submit(self._complete, part, target)
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk. Raises DataError."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """The same, and no more will be written. Raises DataError."""
+        try:
+            self.finish()
+        finally:
+            self._thread.shutdown()
+
+    def _complete(self, part: Path, target: Path) -> None:
+        with _explained(target, part):
+            _synchronise(part)
+            part.replace(target)
+            _synchronise_entry(self._folder)
+        for old in _folders(self._folder)[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def write(
     folder: Path,
     *,
@@ -66,34 +132,20 @@ def write(
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write checkpoint ``iteration`` under ``folder`` and delete all but the ``keep`` newest.
+    """Write one checkpoint and wait until it is on the disk; see :class:`Writer`."""
+    with closing(Writer(folder, keep=keep)) as writer:
+        writer.write(iteration, save_adapter=save_adapter, optimiser=optimiser, state=state)
+    return folder / f"{iteration:06d}"
 
-    Raises:
-        DataError: the disk is full or not writable; earlier checkpoints are untouched.
-    """
-    target = folder / f"{iteration:06d}"
-    if target.is_dir():
-        return target
-    part = folder / f"{_WRITING}{iteration:06d}"
+
+@contextmanager
+def _explained(target: Path, part: Path) -> Iterator[None]:
+    """What goes wrong with a disk, in words; nothing half written stays."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "adapter").mkdir(parents=True)
-        save_adapter(part / "adapter")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in optimiser.tensors.items()}, part / "optimiser.safetensors"
-        )
-        content = {"format": FORMAT, "iteration": iteration, "optimiser_steps": optimiser.steps, **state}
-        (part / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        _synchronise(part)
-        part.replace(target)
-        _synchronise_entry(folder)
+        yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise DataError(f"{target}: expected to write a checkpoint, got {error}; make room and resume") from error
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def latest(folder: Path) -> Checkpoint | None:

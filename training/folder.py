@@ -49,6 +49,11 @@ class Folder:
         return self.root / "best"
 
     @property
+    def skipped(self) -> Path:
+        """Recordings of episodes whose update was skipped because its gradient was not finite."""
+        return self.root / "skipped"
+
+    @property
     def metrics(self) -> Path:
         """One line of JSON per iteration."""
         return self.root / "metrics.jsonl"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
+from mmsearch_env.errors import PolicyError
 from training.algorithms import Algorithm, StateValues, UpdateSize
 from training.batch import CriticTargets, Example, TokenBatch, collate, micro_batches, micro_batches_of_groups
 from training.engine import Engine
-from training.losses import masked_sum
+from training.learning_record import LearningRecord
 from training.task import TokenScores, TrainablePolicy
+
+_log = logging.getLogger(__name__)
 
 _SAID = Completion("", (0,), (0.0,), FinishReason.STOP)
 _IDLE = Example(
@@ -26,44 +31,20 @@ _IDLE = Example(
 """Two tokens, for a pass that is made for other ranks' sake."""
 
 
+MicroBatch = tuple[tuple[Example, ...], TokenBatch]
+"""Examples and their tensors; one without examples is there for other ranks' sake."""
+
+
 @dataclass(slots=True)
-class LearningRecord:
-    """What is known about the updates of one iteration, on this rank until ``engine.total``.
+class TokenBudget:
+    """How many padded tokens go through one forward pass; less where memory turned out to be short."""
 
-    Attributes:
-        sums: metric of the algorithm -> sum over sampled tokens, over all updates.
-        trained_tokens: sampled tokens that went into updates, each as often as it did.
-        passed_tokens: tokens run through training passes, padding excluded.
-        gap_sum: sum of |trainer - sampler| log-probability over the first update's sampled tokens.
-        gap_tokens: how many these were.
-        gap_max: the largest.
-    """
+    tokens: int
 
-    sums: dict[str, float]
-    trained_tokens: float = 0.0
-    passed_tokens: float = 0.0
-    gap_sum: float = 0.0
-    gap_tokens: float = 0.0
-    gap_max: float = 0.0
-
-    @classmethod
-    def of(cls, algorithm: Algorithm) -> Self:
-        """An empty record of the algorithm's metrics."""
-        return cls(sums=dict.fromkeys(algorithm.logged, 0.0))
-
-    def add(self, sums: Mapping[str, float], examples: Sequence[Example]) -> None:
-        """Count one micro-batch."""
-        for name, value in sums.items():
-            self.sums[name] += value
-        self.trained_tokens += sum(example.sampled_tokens for example in examples)
-        self.passed_tokens += sum(example.length for example in examples)
-
-    def measure_gap(self, scores: TokenScores, batch: TokenBatch) -> None:
-        """Compare what the trainer and the sampler think of one micro-batch."""
-        gap = (scores.logprobs.detach() - batch.sampler_logprobs).abs()
-        self.gap_sum += float(masked_sum(gap, batch.loss_mask))
-        self.gap_tokens += float(batch.loss_mask.sum())
-        self.gap_max = max(self.gap_max, float(gap.masked_fill(~batch.loss_mask, 0.0).max()))
+    def halve(self) -> None:
+        """Memory was short."""
+        self.tokens = max(1, self.tokens // 2)
+        _log.warning("memory is short: passes of at most %d tokens from now on", self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +56,14 @@ class Learner:
         engine: what moves its weights.
         algorithm: what is made of the scores.
         temperature: of sampling, so that scores are those of the sampler.
-        micro_batch_tokens: padded tokens in one forward pass.
+        budget: padded tokens in one forward pass.
     """
 
     policy: TrainablePolicy
     engine: Engine
     algorithm: Algorithm
     temperature: float
-    micro_batch_tokens: int
+    budget: TokenBudget
 
     def credit(self, groups: Mapping[int, Group]) -> dict[int, list[Example]]:
         """The examples of each group, under its key; every rank calls it."""
@@ -91,7 +72,7 @@ class Learner:
         credited = self.algorithm.advantages(played, values=values, total=self.engine.total)
         return dict(zip(groups, credited, strict=True))
 
-    def prepare(self, examples: Iterable[Example], *, updates: int) -> list[tuple[tuple[Example, ...], TokenBatch]]:
+    def prepare(self, examples: Iterable[Example], *, updates: int) -> list[MicroBatch]:
         """Micro-batches of this rank, as many as on every other, with the scores that the algorithm asks for.
 
         Args:
@@ -105,7 +86,7 @@ class Learner:
 
     def update(
         self,
-        prepared: Sequence[tuple[tuple[Example, ...], TokenBatch]],
+        prepared: Sequence[MicroBatch],
         record: LearningRecord,
         *,
         learning_rate: float,
@@ -125,19 +106,60 @@ class Learner:
         size = self._size([example for part, _ in prepared for example in part])
         if not size.tokens:
             return None
-        for part, batch in prepared:
-            scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
-            if not part:
-                self.engine.backward(_nothing(scores))
-                continue
-            if measure_gap:
-                record.measure_gap(scores, batch)
-            if self.algorithm.corrects and batch.weights is None:
-                batch = self._weighted(batch, scores)
-            terms = self.algorithm.loss(scores, batch, size=size)
-            self.engine.backward(terms.loss)
-            record.add({name: float(value) for name, value in terms.sums.items()}, part)
-        return self.engine.step(learning_rate)
+        added = LearningRecord.of(self.algorithm)
+        fits = self._backward(prepared, added, size=size, measure_gap=measure_gap)
+        if self.engine.largest({"short": float(not fits)})["short"]:
+            self.engine.drop_gradients()
+            self.budget.halve()
+            return self.update(self._halved(prepared), record, learning_rate=learning_rate, measure_gap=measure_gap)
+        norm = self.engine.step(learning_rate)
+        if not math.isfinite(norm) and not added.suspects:  # it was not the loss; then it may be any of them
+            added.suspects += [example.trajectory for part, _ in prepared for example in part]
+        record.include(added)
+        return norm
+
+    def _backward(
+        self, prepared: Sequence[MicroBatch], record: LearningRecord, *, size: UpdateSize, measure_gap: bool
+    ) -> bool:
+        """The gradients of an update; whether memory sufficed."""
+        try:
+            for part, batch in prepared:
+                scores = self.engine.forward(batch.inputs, batch.loss_mask, self.temperature)
+                if not part:
+                    self.engine.backward(_nothing(scores))
+                    continue
+                if measure_gap:
+                    record.measure_gap(scores, batch)
+                if self.algorithm.corrects and batch.weights is None:
+                    batch = self._weighted(batch, scores)
+                terms = self.algorithm.loss(scores, batch, size=size)
+                self.engine.backward(terms.loss)
+                record.add({name: float(value) for name, value in terms.sums.items()}, part)
+                if not torch.isfinite(terms.loss):
+                    record.suspects += [example.trajectory for example in part]
+        except RuntimeError as error:
+            if not _is_shortage(error) or self.engine.passes_in_step:
+                raise
+            return False
+        return True
+
+    def _halved(self, prepared: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The same in parts of half as many examples. Raises PolicyError where there is one example in each already."""
+        largest = max((len(part) for part, _ in prepared), default=0)
+        if self.engine.largest({"examples": float(largest)})["examples"] <= 1:
+            longest = max((example.length for part, _ in prepared for example in part), default=0)
+            raise PolicyError(
+                f"expected memory for one episode of {longest} tokens, got too little; set "
+                "engine.gradient_checkpointing=true, or a smaller rollout.max_context_tokens"
+            )
+        halves = [
+            half
+            for part, batch in prepared
+            for half in (_split(part, batch, self.policy) if len(part) > 1 else [(part, batch)])
+        ]
+        rounds = int(self.engine.largest({"rounds": float(len(halves))})["rounds"])
+        idle = self._collated((_IDLE,))
+        return [*halves, *[((), idle)] * (rounds - len(halves))]
 
     def metrics(self, record: LearningRecord) -> dict[str, float]:
         """The algorithm's metrics, the sampler-trainer gap and the token count of an iteration, over all ranks."""
@@ -162,7 +184,7 @@ class Learner:
 
     def _cut(self, examples: Iterable[Example]) -> list[tuple[Example, ...]]:
         cut_up = micro_batches_of_groups if self.policy.shares_prompts else micro_batches
-        return cut_up(examples, token_budget=self.micro_batch_tokens)
+        return cut_up(examples, token_budget=self.budget.tokens)
 
     def _size(self, examples: Sequence[Example]) -> UpdateSize:
         """Of an update of which this rank has these examples."""
@@ -185,7 +207,7 @@ class Learner:
                 found[id(example.trajectory)] = StateValues(values[mask].numpy(), float(last))
         return [[found[id(trajectory)] for trajectory in group.trajectories] for group in groups]
 
-    def _collated_together(self, parts: Sequence[tuple[Example, ...]]) -> list[tuple[tuple[Example, ...], TokenBatch]]:
+    def _collated_together(self, parts: Sequence[tuple[Example, ...]]) -> list[MicroBatch]:
         """The batches of these parts, and of nothing, until this rank has as many as the one with most.
 
         Where parameters are spread over the ranks a pass needs all of them, so all make equally many.
@@ -221,3 +243,19 @@ def _nothing(scores: TokenScores) -> Tensor:
     """A loss of 0 that depends on all that is trained."""
     total = scores.logprobs.sum()
     return 0.0 * (total if scores.values is None else total + scores.values.sum())
+
+
+def _split(part: tuple[Example, ...], batch: TokenBatch, policy: TrainablePolicy) -> list[MicroBatch]:
+    """A micro-batch in two; what was scored of it already is kept."""
+    middle = len(part) // 2
+    found: list[MicroBatch] = []
+    for rows in (slice(0, middle), slice(middle, None)):
+        inputs = policy.forward_inputs([example.trajectory for example in part[rows]])
+        length = max(example.length for example in part[rows])
+        found.append((part[rows], batch.rows(rows, length=length, inputs=inputs)))
+    return found
+
+
+def _is_shortage(error: RuntimeError) -> bool:
+    # The CPU's allocator has no error of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

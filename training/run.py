@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from agents.evaluate import Evaluation
+from agents.recording import write_recording
+from agents.trajectory import Trajectory
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.questions import Question
 from training import checkpoint, curves, report
@@ -26,13 +29,15 @@ from training.config.file import to_mapping
 from training.engine import AdamSettings, Engine, Place
 from training.folder import Folder, identity, resumable
 from training.interrupt import StopRequest
-from training.learn import Learner
+from training.learn import Learner, TokenBudget
 from training.order import fingerprint
 from training.progress import RunProgress
 from training.records import MetricsFile, TensorBoard, Transcripts, read_metrics
 from training.task import Task, TrainablePolicy
 from training.trackers import open_tracker
 from training.train import Counters, Run, Watcher, train
+
+_log = logging.getLogger(__name__)
 
 _NOTED = "evaluation.json"
 
@@ -79,6 +84,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         console.print(f"resuming after iteration {counters.iteration} of {config.iterations}")
     progress = RunProgress(console, total=config.iterations, done=counters.iteration)
     actor = Actor(parts.task, config, engine)
+    writer = checkpoint.Writer(folder.checkpoints, keep=config.output.keep)
     run = Run(
         config=config,
         actor=actor,
@@ -87,15 +93,16 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
             engine=engine,
             algorithm=parts.algorithm,
             temperature=config.rollout.temperature,
-            micro_batch_tokens=config.engine.micro_batch_tokens,
+            budget=TokenBudget(config.engine.micro_batch_tokens),
         ),
         watchers=[*_writers(config, parts, folder, counters), progress] if place.rank == 0 else [],
-        save=lambda at: _save(config, parts, engine, folder, at),
+        save=lambda at: _save(config, parts, engine, writer, at),
         evaluate=lambda at: _judged(parts, engine, folder, at),
+        set_aside=lambda at, episodes: _set_aside(folder, place, at, episodes),
         stop=stop,
         phase=progress.phase,
     )
-    with progress.shown(), closing(actor):
+    with progress.shown(), closing(actor), closing(writer):
         counters = train(run, counters)
     if counters.iteration < config.iterations:
         console.print(f"stopped after iteration {counters.iteration} and saved; the same command goes on from there")
@@ -183,14 +190,13 @@ def _started(config: RunConfig, parts: Parts, place: Place, found: Checkpoint | 
     return engine, Counters(**found.state["counters"])
 
 
-def _save(config: RunConfig, parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> None:
+def _save(config: RunConfig, parts: Parts, engine: Engine, writer: checkpoint.Writer, counters: Counters) -> None:
     """A checkpoint: every rank gives its part of the optimiser's state, rank 0 writes."""
     state = engine.optimiser_state()
     with engine.gathered("trained"):
         if engine.place.rank == 0:
-            checkpoint.write(
-                folder.checkpoints,
-                iteration=counters.iteration,
+            writer.write(
+                counters.iteration,
                 save_adapter=parts.policy.save_adapter,
                 optimiser=state,
                 state={
@@ -198,7 +204,6 @@ def _save(config: RunConfig, parts: Parts, engine: Engine, folder: Folder, count
                     "recipe": identity(config),
                     "questions": fingerprint(parts.task.questions),
                 },
-                keep=config.output.keep,
             )
     engine.wait_for_all()
 
@@ -217,6 +222,13 @@ def _trackers(config: RunConfig) -> list[Watcher]:
     if output.tracker == "none":
         return []
     return [open_tracker(output.tracker, folder=Path(output.folder), project=output.project, config=to_mapping(config))]
+
+
+def _set_aside(folder: Folder, place: Place, counters: Counters, episodes: Sequence[Trajectory]) -> None:
+    """Keep the episodes of an update that was skipped, for whoever wants to know why; the run goes on."""
+    target = folder.skipped / f"{counters.iteration + 1:06d}-rank-{place.rank}"
+    write_recording(target, episodes)
+    _log.warning("an update was skipped: its gradient is not finite; its episodes are in %s", target)
 
 
 def _judged(parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> dict[str, float]:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from agents.trajectory import Group
+from agents.trajectory import Group, Trajectory
 from mmsearch_env.errors import BudgetError, PolicyError
 from training.acting import Actor
 from training.algorithms import Algorithm
@@ -23,7 +23,8 @@ from training.batch import Example
 from training.config import RunConfig
 from training.engine import Engine
 from training.interrupt import StopRequest
-from training.learn import Learner, LearningRecord
+from training.learn import Learner
+from training.learning_record import LearningRecord
 from training.metrics import episode_metrics, episode_sums
 from training.order import seed_generators
 from training.schedules import LearningRate
@@ -68,6 +69,7 @@ class Run:
         watchers: told about every iteration; empty on ranks other than 0.
         save: writes a checkpoint with these counters; called on every rank.
         evaluate: metrics of an evaluation during training, with these counters; called on every rank.
+        set_aside: keeps trajectories of this rank whose update was skipped.
         stop: whether somebody asked the run to end.
         phase: entered around ``"rollout"`` and ``"learn"``, for progress displays.
     """
@@ -78,6 +80,7 @@ class Run:
     watchers: Sequence[Watcher]
     save: Callable[[Counters], None]
     evaluate: Callable[[Counters], Mapping[str, float]]
+    set_aside: Callable[[Counters, Sequence[Trajectory]], None] = lambda counters, trajectories: None
     stop: StopRequest = field(default_factory=StopRequest)
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext
 
@@ -169,6 +172,8 @@ def _learn(
             if norm is not None:
                 norms.append(norm)
                 counters = _counted(counters, norm)
+    if record.suspects:
+        run.set_aside(counters, record.suspects)
     applied = [norm for norm in norms if math.isfinite(norm)]
     return counters, {
         **run.learner.metrics(record),
@@ -198,7 +203,8 @@ def _counted(counters: Counters, norm: float) -> Counters:
     if skipped == _SKIPS_ALLOWED:
         raise PolicyError(
             f"expected a finite gradient, got {skipped} updates in a row without one, in iteration "
-            f"{counters.iteration + 1}; resume from the last checkpoint with a smaller optimiser.learning_rate"
+            f"{counters.iteration + 1}; their episodes are kept in the run's folder (skipped/), resume from the last "
+            "checkpoint with a smaller optimiser.learning_rate"
         )
     return replace(counters, updates=counters.updates + 1, skipped_in_row=skipped)
 

@@ -47,7 +47,7 @@ from training.algorithms.presets import grpo
 from training.config import RunConfig
 from training.config.file import config_from_mapping
 from training.engine import Engine, join, leave
-from training.learn import Learner
+from training.learn import Learner, TokenBudget
 from training.records import MetricsFile, TensorBoard
 from training.search_task import SearchTask
 from training.train import Run, train
@@ -144,7 +144,7 @@ def measured(setup: Setup, config: RunConfig, policy: LMMPolicy, task: FixedTask
         run = Run(
             config=config,
             actor=Actor(task, config, engine),
-            learner=Learner(policy, engine, grpo(), 1.0, config.engine.micro_batch_tokens),
+            learner=Learner(policy, engine, grpo(), 1.0, TokenBudget(config.engine.micro_batch_tokens)),
             watchers=[MetricsFile(Path(folder) / "metrics", after=0), TensorBoard(Path(folder), after=0), Clock()],
             save=lambda counters: None,
             evaluate=lambda counters: {},

@@ -1,12 +1,13 @@
-"""A whole run of the guessing game in a process of its own: ``bandit_run.py FOLDER [--kill-at N] [--stop-at N]``."""
+"""A whole run of the guessing game in a process of its own: ``bandit_run.py FOLDER [--kill-at N] ...``."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 class Signalled(GuessTask):
     """The game, during whose n-th rollout a signal strikes."""
 
-    strikes: dict[int, signal.Signals]
+    strikes: Mapping[int, signal.Signals] = {}
     played = 0
 
     def rollout(self, *arguments: Any, **keywords: Any) -> Any:
@@ -46,6 +47,18 @@ class Signalled(GuessTask):
         return super().rollout(*arguments, **keywords)
 
 
+def _strike_while_saving(number: int) -> None:
+    """Die in the n-th call that pushes something to the disk."""
+    calls, push = itertools.count(1), os.fsync
+
+    def counted(descriptor: int) -> None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        push(descriptor)
+
+    os.fsync = counted  # type: ignore[assignment]
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
@@ -53,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--zero-stage", type=int, default=1)
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--stop-at", type=int, default=0)
+    parser.add_argument("--kill-at-sync", type=int, default=0, help="while something is pushed to the disk")
+    parser.add_argument("--kill-rank", type=int, default=0, help="the rank that these options concern")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = config_from_mapping(
@@ -66,7 +81,9 @@ def main(arguments: Sequence[str]) -> None:
     place = join(timeout_s=60.0)
     policy = GuessPolicy()
     task = Signalled(policy, guess_questions())
-    task.strikes = {options.kill_at: signal.SIGKILL, options.stop_at: signal.SIGTERM}
+    if place.rank == options.kill_rank:
+        task.strikes = {options.kill_at: signal.SIGKILL, options.stop_at: signal.SIGTERM}
+        _strike_while_saving(options.kill_at_sync)
     parts = run.Parts(
         policy=policy,
         task=task,

@@ -23,7 +23,8 @@ from agents.trajectory import Group, Trajectory
 from training.algorithms.presets import ppo
 from training.balance import balanced
 from training.engine import Engine, Place, join, leave
-from training.learn import Learner, LearningRecord
+from training.learn import Learner, TokenBudget
+from training.learning_record import LearningRecord
 
 _SIZES = (4, 2, 3, 2, 4, 2, 2)
 
@@ -46,7 +47,7 @@ def updated(family: str, place: Place, folder: Path, zero_stage: int) -> None:
     if zero_stage == 3:
         policy.run_once()
     engine = Engine(policy.scorer, place=place, zero_stage=zero_stage)
-    learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, micro_batch_tokens=600)
+    learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, TokenBudget(600))
     mine = {number: one for number, one in groups.items() if number % place.world_size == place.rank}
     shared_out = balanced(learner.credit(mine), engine)
     examples = [example for found in shared_out.values() for example in found]

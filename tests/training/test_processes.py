@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,34 @@ def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(unbroken: Path, tmp_
         unbroken / "adapter" / "adapter.safetensors"
     ).read_bytes()
     assert (folder / "after.json").read_text() == (unbroken / "after.json").read_text()
+
+
+def test_killed_again_and_again_also_while_saving_it_is_still_the_unbroken_run(unbroken: Path, tmp_path: Path) -> None:
+    """Each time it gets a little further before it dies: during a rollout, or while something is pushed to the disk."""
+    folder, deaths = tmp_path / "run", 0
+    for number in itertools.count(1):
+        strike = ("--kill-at", 1 + number % 3) if number % 4 == 0 else ("--kill-at-sync", 3 * number)
+        done = run(folder, *strike)
+        assert done.returncode in (0, -9), done.stderr
+        if done.returncode == 0:
+            break
+        deaths += 1
+    assert deaths >= 3
+    assert metrics(folder) == metrics(unbroken)
+    for name in ("adapter/adapter.safetensors", "checkpoints/000006/optimiser.safetensors", "after.json"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_a_rank_that_is_lost_ends_the_run_and_it_is_resumed(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start = time.monotonic()
+    lost = run(folder, "--kill-at", 4, "--kill-rank", 1, processes=2)
+    assert lost.returncode != 0
+    assert time.monotonic() - start < 90
+    resumed = run(folder, processes=2)
+    assert resumed.returncode == 0, resumed.stderr
+    for one, other in zip(metrics(unbroken), metrics(folder), strict=True):
+        assert other == pytest.approx(one, abs=1e-5)
 
 
 def test_sigterm_finishes_the_iteration_saves_and_ends_well(unbroken: Path, tmp_path: Path) -> None:

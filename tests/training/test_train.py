@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from bandit import GuessPolicy, GuessTask, guess_questions
+from bandit import GuessPolicy, GuessScorer, GuessTask, guess_questions
 
 from agents.trajectory import Group, Trajectory
 from mmsearch_env.errors import BudgetError, PolicyError
@@ -21,12 +21,14 @@ from training.algorithms import PRESETS, Algorithm, LossTerms
 from training.algorithms.credit import GroupRelative
 from training.algorithms.policy_gradient import Correction, PolicyGradient, TokenClipped
 from training.algorithms.presets import grpo
+from training.batch import TokenBatch
 from training.compose import build_algorithm
 from training.config import RunConfig
 from training.config.file import config_from_mapping
 from training.engine import Engine, Place
 from training.interrupt import StopRequest
-from training.learn import Learner, LearningRecord
+from training.learn import Learner, TokenBudget
+from training.learning_record import LearningRecord
 from training.metrics import check_names
 from training.order import seed_of
 from training.train import Counters, Run, train
@@ -56,7 +58,9 @@ def run_of(config: RunConfig, place: Place, task: GuessTask | None = None, algor
     task = task or GuessTask(GuessPolicy(critic=config.algorithm.name == "ppo"), guess_questions())
     algorithm = algorithm or build_algorithm(config)
     engine = Engine(task.policy.scorer, place=place, zero_stage=config.engine.zero_stage)
-    learner = Learner(task.policy, engine, algorithm, config.rollout.temperature, config.engine.micro_batch_tokens)
+    learner = Learner(
+        task.policy, engine, algorithm, config.rollout.temperature, TokenBudget(config.engine.micro_batch_tokens)
+    )
     actor = Actor(task, config, engine)
     return Run(config, actor, learner, watchers=[Notes()], save=lambda counters: None, evaluate=lambda counters: {})
 
@@ -264,6 +268,74 @@ def test_gradients_that_stay_broken_end_the_run_with_weights_intact(place: Place
         train(run)
     assert torch.equal(weights(run), before)
     assert [line["optimiser/skipped"] for line in lines(run)] == [1.0] * 4
+
+
+def test_episodes_of_an_update_that_was_skipped_are_kept(place: Place) -> None:
+    class Once(PolicyGradient):
+        """Of one question's episodes the first loss is not finite."""
+
+        broken = ""
+
+        def loss(self, scores: Any, batch: TokenBatch, **keywords: Any) -> LossTerms:
+            terms = super().loss(scores, batch, **keywords)
+            if not Once.broken:
+                Once.broken = "made"
+                return LossTerms(terms.loss * math.nan, terms.sums)
+            return terms
+
+    config = recipe(iterations=3, engine={"micro_batch_tokens": 20})
+    algorithm = Once(GroupRelative(), TokenClipped(0.2, 0.2))
+    run = run_of(config, place, algorithm=algorithm)
+    kept: list[tuple[int, Sequence[Trajectory]]] = []
+    train(replace(run, set_aside=lambda at, episodes: kept.append((at.iteration, episodes))))
+    assert [line["optimiser/skipped"] for line in lines(run)] == [1.0, 0.0, 0.0]
+    ((iteration, episodes),) = kept
+    assert iteration == 0 and 0 < len(episodes) < 20 / 3
+
+
+class Short(GuessScorer):
+    """Its memory takes only so many rows; half of what it does before it notices is done."""
+
+    rows = 3
+    calls = 0
+
+    def forward(self, inputs: Mapping[str, Any], *rest: Any) -> Any:
+        self.calls += 1
+        if torch.is_grad_enabled() and len(inputs["input_ids"]) > self.rows:
+            raise torch.OutOfMemoryError("too many rows")
+        return super().forward(inputs, *rest)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_where_memory_is_short_parts_are_halved_and_nothing_else_changes(
+    place: Place, zero_stage: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = recipe(
+        algorithm={"kl_coefficient": 0.05, "epochs": 2, "correction": "token"},
+        engine={"zero_stage": zero_stage, "micro_batch_tokens": 60},
+    )
+    plain = run_of(config, place, GuessTask(GuessPolicy(), guess_questions()))
+    train(plain)
+    policy = GuessPolicy()
+    policy.scorer = Short()
+    short = run_of(config, place, GuessTask(policy, guess_questions()))
+    train(short)
+    assert "memory is short: passes of at most" in caplog.text
+    assert short.learner.budget.tokens < 60
+    with short.engine.gathered(), plain.engine.gathered():
+        torch.testing.assert_close(weights(short), weights(plain), rtol=1e-5, atol=1e-6)
+    names = [name for name in lines(plain)[0] if not name.startswith("speed/")]
+    for one, other in zip(lines(plain), lines(short), strict=True):
+        assert {name: other[name] for name in names} == pytest.approx({name: one[name] for name in names}, abs=1e-5)
+
+
+def test_memory_for_not_even_one_episode_is_told(place: Place) -> None:
+    policy = GuessPolicy()
+    policy.scorer = Short()
+    policy.scorer.rows = 0
+    run = run_of(recipe(), place, GuessTask(policy, guess_questions()))
+    with pytest.raises(PolicyError, match="expected memory for one episode of . tokens, got too little"):
+        train(run)
 
 
 def test_a_stop_request_ends_after_the_iteration_and_saves(place: Place) -> None:

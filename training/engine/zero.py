@@ -45,6 +45,8 @@ class Engine:
         self.place = place
         self.shards_parameters = zero_stage == 3
         """Whether a pass on one rank needs all the others to make one too."""
+        self.passes_in_step = zero_stage >= 2 and place.world_size > 1
+        """Whether a backward pass on one rank waits for the others'."""
         self._module = module
         self._stage = zero_stage
         self._named = _trainable(module)
@@ -103,6 +105,11 @@ class Engine:
         # DeepSpeed averages gradients over ranks; we want their sum.
         with quiet():
             self._engine.backward(loss * self.place.world_size, scale_wrt_gas=False)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients added so far. Not where passes are made in step."""
+        with quiet():
+            (self._engine if self._stage == 0 else self._engine.optimizer).zero_grad()
 
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients added so far.
