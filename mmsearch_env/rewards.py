@@ -108,7 +108,7 @@ class RewardTerms:
         format: 1 once an episode was answered with every completion well-formed, else 0.
         metric_points: what the answer earned before any price.
         format_points: what the form earned.
-        search_penalty: what searching took away, at least 0.
+        search_penalty: what searching took away; below 0 where it was rewarded.
     """
 
     metric: float = 0.0
@@ -142,7 +142,7 @@ class RewardRules:
         form: ``multiplicative`` or ``subtractive``.
         metric: a name in ``METRICS``.
         format_weight: f, in [0, 1].
-        search_penalty: p, in [0, 1].
+        search_penalty: p, in [-1, 1]; below 0 searching is rewarded.
         penalty_mode: ``once``, ``per_call`` or ``none``.
         visit_penalty: p_v, in [0, 1].
         image_penalty: p of an image search; None for that of any search.
@@ -166,8 +166,9 @@ class RewardRules:
             value = getattr(self, name)
             if value is None and name in ("image_penalty", "crop_penalty"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name}: expected a number in [0, 1], got {value!r}; mend the setting")
+            low = -1.0 if name == "search_penalty" else 0.0
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1.0:
+                raise ConfigError(f"{name}: expected a number in [{low:g}, 1], got {value!r}; mend the setting")
 
     def terms(self, state: EpisodeState, accepted: Sequence[str]) -> RewardTerms:
         """What the episode has earned in ``state``. The reward of a step is the difference of two totals."""

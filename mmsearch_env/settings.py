@@ -31,7 +31,7 @@ class EnvSettings:
         reward: ``"multiplicative"`` or ``"subtractive"``; the equations stand in :mod:`mmsearch_env.rewards`.
         metric: ``"exact_match"``, ``"sub_match"`` or ``"f1"``.
         format_weight: share of the reward that is for the form, in [0, 1].
-        search_penalty: price of searching, in [0, 1].
+        search_penalty: price of searching, in [-1, 1]; below 0 it is a bonus.
         penalty_mode: ``"once"``, ``"per_call"`` or ``"none"``.
         visit_penalty: price of reading a page, in [0, 1].
         image_penalty: price of an image search; None for ``search_penalty``.

@@ -21,6 +21,7 @@ from training.config import RunConfig
 from training.engine import Engine
 from training.metrics import is_played
 from training.order import one_pass, positions_of, seed_of, spare_positions
+from training.schedules import search_penalty_at
 from training.task import Task
 
 _PLAY, _EXTRA, _SPARE = 3, 5, 6
@@ -36,12 +37,14 @@ class Acted:
         learnt_from: place -> the group that stands there; those that could not be played are left out.
         seconds: that playing took, whatever else was done meanwhile.
         staleness: iterations that the weights which played are behind those that learn now.
+        search_penalty: price of a search in these episodes.
     """
 
     groups: tuple[Group, ...]
     learnt_from: Mapping[int, Group]
     seconds: float
     staleness: int = 0
+    search_penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class Actor:
         with self._one_for_all():
             played = self._awaited() if staleness else self._play_now(iteration)
         self._begin(iteration + 1)
-        acted = Acted(played.groups, self._placed(played.groups), played.seconds, staleness)
+        learnt_from = self._placed(played.groups)
+        acted = Acted(played.groups, learnt_from, played.seconds, staleness, self._price(iteration))
         for draw in range(self._config.rollout.refills):
             acted = self._refilled(acted, iteration, draw)
         return acted
@@ -124,14 +128,21 @@ class Actor:
         """This rank's questions; asks no other rank, so that it may be done in any thread."""
         start = time.perf_counter()
         questions, earlier = self.questions(iteration)
-        groups = self._groups(questions, seed_of(self._config.seed, _PLAY, iteration), earlier)
+        groups = self._groups(questions, seed_of(self._config.seed, _PLAY, iteration), earlier, iteration)
         return _Played(tuple(self._with_extra(questions, earlier, groups, iteration)), time.perf_counter() - start)
 
     def _groups(
-        self, questions: Sequence[Question], seed: int, earlier: Sequence[int], group_size: int = 0
+        self, questions: Sequence[Question], seed: int, earlier: Sequence[int], iteration: int, group_size: int = 0
     ) -> list[Group]:
-        size = group_size or self._config.rollout.group_size
-        return list(self._task.rollout(questions, group_size=size, seed=seed, earlier=earlier))
+        size, price = group_size or self._config.rollout.group_size, self._price(iteration)
+        found = self._task.rollout(questions, group_size=size, seed=seed, earlier=earlier, search_penalty=price)
+        return list(found)
+
+    def _price(self, iteration: int) -> float:
+        rollout, last = self._config.rollout, self._config.env.search_penalty
+        return search_penalty_at(
+            iteration, first=rollout.first_penalty, last=last, iterations=rollout.penalty_iterations
+        )
 
     def _with_extra(
         self, questions: Sequence[Question], earlier: Sequence[int], groups: list[Group], iteration: int
@@ -143,7 +154,11 @@ class Actor:
             return groups
         seed = seed_of(self._config.seed, _EXTRA, iteration)
         more = self._groups(
-            [questions[place] for place in wrong], seed, [earlier[place] for place in wrong], group_size=extra
+            [questions[place] for place in wrong],
+            seed,
+            [earlier[place] for place in wrong],
+            iteration,
+            group_size=extra,
         )
         for place, group in zip(wrong, more, strict=True):
             groups[place] = replace(groups[place], trajectories=groups[place].trajectories + group.trajectories)
@@ -165,13 +180,14 @@ class Actor:
         positions = spare_positions(iteration, draw, each_pass=self._each_pass, seed=self._config.seed)[: len(empty)]
         seed = seed_of(self._config.seed, _SPARE, iteration, draw)
         with self._one_for_all(), self._engine.gathered():
-            groups = self._groups(self._at(positions)[self._mine], seed, times_before(positions)[self._mine])
+            groups = self._groups(self._at(positions)[self._mine], seed, times_before(positions)[self._mine], iteration)
         better = {
             place: group
             for place, group in zip(empty[self._mine], groups, strict=False)
             if is_played(group) and _teaches(group)
         }
-        return Acted(
+        return replace(
+            acted,
             groups=(*acted.groups, *groups),
             learnt_from={place: acted.learnt_from[place] for place in taught} | better,
             seconds=acted.seconds + time.perf_counter() - start,

@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 class Writer:
-    """Writes checkpoints under one folder; pushing them to the disk, which takes long, happens while training goes on."""
+    """Writes checkpoints under one folder; pushing them to the disk happens while training goes on."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         """Args: folder: where to; keep: how many stay, the newest."""

@@ -32,6 +32,7 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric("reward/mean", "", "Mean return of the iteration's episodes."),
     Metric("reward/std", "", "Standard deviation of the returns over all episodes."),
+    Metric("reward/search_penalty", "", "Price of a search in this iteration's episodes."),
     Metric("reward/signal", "share", "Groups whose episodes did not all get the same return; only they teach."),
     Metric("episode/accuracy", "share", "Mean answer metric of the final answers."),
     Metric("episode/search_ratio", "share", "Episodes that searched at least once (the paper's text)."),

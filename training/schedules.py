@@ -54,3 +54,13 @@ class LearningRate:
             centre = self.centre or self.total_steps / 2
             return 1.0 / (1.0 + math.exp(min(700.0, (step - centre) / (centre / 10.0))))
         return 1.0
+
+
+def search_penalty_at(iteration: int, *, first: float | None, last: float, iterations: int) -> float:
+    """The price of a search in an iteration, counted from 0: from ``first``, evenly, to ``last`` after ``iterations``.
+
+    MMSearch-R1's code has such a schedule from a bonus to the full price, which its paper does not mention.
+    """
+    if first is None:
+        return last
+    return first + (last - first) * min(1.0, iteration / iterations)

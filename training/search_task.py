@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -40,12 +41,18 @@ class SearchTask:
     evaluation_temperature: float
 
     def rollout(
-        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
+        self,
+        questions: Sequence[Question],
+        *,
+        group_size: int,
+        seed: int,
+        earlier: Sequence[int],
+        search_penalty: float,
     ) -> list[Group]:
         """Play ``group_size`` episodes of each question."""
         return rollout(
             self.player,
-            self._make_env,
+            partial(self._make_env, search_penalty=search_penalty),
             questions,
             group_size=group_size,
             seed=seed,
@@ -85,8 +92,8 @@ class SearchTask:
             )
         return "\n".join(parts)
 
-    def _make_env(self) -> MMSearchEnv:
-        return MMSearchEnv(**self.env)
+    def _make_env(self, **changed: Any) -> MMSearchEnv:
+        return MMSearchEnv(**{**self.env, **changed})
 
     @contextmanager
     def _at_temperature(self, temperature: float) -> Iterator[None]:

@@ -102,12 +102,19 @@ class Task(Protocol):
         ...
 
     def rollout(
-        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
+        self,
+        questions: Sequence[Question],
+        *,
+        group_size: int,
+        seed: int,
+        earlier: Sequence[int],
+        search_penalty: float,
     ) -> Sequence[Group]:
         """Play ``group_size`` episodes of each question: one group per question, in order.
 
-        ``earlier`` says how often each question was given before under this seed, on any process. A question that
-        cannot be played comes back as a group of trajectories without turns.
+        ``earlier`` says how often each question was given before under this seed, on any process; ``search_penalty`` is
+        the price of a search in these episodes. A question that cannot be played comes back as a group of trajectories
+        without turns.
         """
         ...
 

@@ -122,6 +122,7 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
 
         sums = engine.total(episode_sums(acted.groups))  # measure
         values = {**episode_metrics(sums), **learnt, "policy/staleness": float(acted.staleness)}
+        values["reward/search_penalty"] = acted.search_penalty
         counters = replace(counters, iteration=iteration + 1, episodes=counters.episodes + int(sums["episodes"]))
         if _due(config.evaluation.every, counters.iteration):
             values.update(run.evaluate(counters))

@@ -91,8 +91,8 @@ class Fixed(MMSearchEnv):
 class FixedTask(SearchTask):
     """The real task over that environment."""
 
-    def _make_env(self) -> MMSearchEnv:
-        return Fixed(**self.env)
+    def _make_env(self, **changed: Any) -> MMSearchEnv:
+        return Fixed(**{**self.env, **changed})
 
 
 def ours(setup: Setup, iterations: int) -> dict[str, Any]:

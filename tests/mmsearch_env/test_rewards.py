@@ -156,7 +156,8 @@ def test_the_terms_compose_to_the_total(
         ("metric", "bleu"),
         ("penalty_mode", "twice"),
         ("format_weight", 1.5),
-        ("search_penalty", -0.1),
+        ("search_penalty", -1.1),
+        ("visit_penalty", -0.1),
         ("search_penalty", float("nan")),
         ("format_weight", "0.1"),
         ("format_weight", True),
@@ -224,3 +225,10 @@ def test_a_dearer_search_after_a_cheaper_one_charges_the_difference() -> None:
     states = [EpisodeState(n_text_search=1), EpisodeState(n_text_search=1, n_image_search=1, n_crop_search=1)]
     totals = [rules.terms(state, ["x"]).total for state in states]
     assert totals == pytest.approx([-0.1, -0.4])
+
+
+def test_a_search_may_be_rewarded() -> None:
+    bonus = {"form": "subtractive", "search_penalty": -0.05}
+    assert total("Paris", texts=2, **bonus) == pytest.approx(1.05)
+    assert total("Paris", texts=2, **bonus, penalty_mode="per_call") == pytest.approx(1.1)
+    assert total("Paris", texts=1, search_penalty=-0.05) == pytest.approx(0.9 * 1.05 + 0.1)

@@ -149,12 +149,21 @@ class GuessTask:
         self.questions = questions
 
     def rollout(
-        self, questions: Sequence[Question], *, group_size: int, seed: int, earlier: Sequence[int]
+        self,
+        questions: Sequence[Question],
+        *,
+        group_size: int,
+        seed: int,
+        earlier: Sequence[int],
+        search_penalty: float = PRICE,
     ) -> list[Group]:
         return [
             Group(
                 question.id,
-                tuple(self._play(question, seed_of(seed, int(question.id), n, i)) for i in range(group_size)),
+                tuple(
+                    self._play(question, seed_of(seed, int(question.id), n, i), search_penalty)
+                    for i in range(group_size)
+                ),
             )
             for question, n in zip(questions, earlier, strict=True)
         ]
@@ -181,7 +190,7 @@ class GuessTask:
     def transcript(self, group: Group) -> str:
         return "\n".join(" ".join(WORDS[token] for token in item.token_ids) for item in group.trajectories)
 
-    def _play(self, question: Question, seed: int | None) -> Trajectory:
+    def _play(self, question: Question, seed: int | None, price: float = PRICE) -> Trajectory:
         is_known, answer = question.category == "search_free", int(question.answers[0])
         prompt = (BEGIN, KNOWN if is_known else HIDDEN, ANSWERS[answer] if is_known else BLANK)
         said = self.policy.say(prompt, seed)
@@ -192,7 +201,7 @@ class GuessTask:
             said = self.policy.say((*turns[0].prompt_ids, SEARCH, *prompt), None if seed is None else seed + 1)
         is_right = said.token_ids == (ANSWERS[answer],)
         is_answer = said.token_ids[0] in ANSWERS
-        reward = float(is_right) - PRICE * len(turns)
+        reward = float(is_right) - price * len(turns)
         turns.append(Turn(prompt, (), said, reward, "answer" if is_answer else "malformed", is_answer))
         counts = {
             "n_image_search": 0.0,

@@ -150,7 +150,7 @@ def test_nothing_is_played_again_where_everything_teaches(place: Place) -> None:
 
         def rollout(self, questions: Sequence[Question], **how: Any) -> list[Group]:
             self.asked += 1
-            groups = super().rollout(questions, group_size=60, seed=how["seed"], earlier=how["earlier"])
+            groups = super().rollout(questions, **{**how, "group_size": 60})
             assert all(map(teaches, groups))
             return groups
 
@@ -170,6 +170,22 @@ def test_questions_that_nobody_got_right_are_played_on(place: Place) -> None:
         assert len({one.token_ids for one in after.trajectories}) > 1 or not was_wrong
 
 
+def test_the_price_of_a_search_grows_from_a_bonus(place: Place) -> None:
+    config = recipe(
+        iterations=6,
+        rollout={"questions_per_iteration": 12, "group_size": 8, "first_penalty": -0.1, "penalty_iterations": 4},
+    )
+    run = run_of(config, place)
+    train(run)
+    assert [line["reward/search_penalty"] for line in lines(run)] == pytest.approx([-0.1, -0.05, 0.0, 0.05, 0.1, 0.1])
+    searched = [line["episode/search_ratio"] for line in lines(run)]
+    wanted = [
+        line["episode/accuracy"] - price * ratio
+        for line, price, ratio in zip(lines(run), [-0.1, -0.05, 0.0, 0.05, 0.1, 0.1], searched, strict=True)
+    ]
+    assert [line["reward/mean"] for line in lines(run)] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -177,6 +193,14 @@ def test_questions_that_nobody_got_right_are_played_on(place: Place) -> None:
         ("rollout.staleness=1 rollout.refills=1", "rollout.refills: expected 0 with rollout.staleness 1"),
         ("rollout.refills=1 algorithm.name=ppo", "rollout.refills: expected 0 where groups without"),
         ("rollout.refills=1 algorithm.drop_groups_without_signal=false", "rollout.refills: expected 0 where groups"),
+        ("rollout.first_penalty=-0.1", "rollout.first_penalty: expected it together with rollout.penalty_iterations"),
+        ("rollout.penalty_iterations=9", "rollout.first_penalty: expected it together with rollout.penalty_iterations"),
+        (
+            "rollout.first_penalty=-0.1 rollout.penalty_iterations=9 env.penalty_mode=none",
+            "rollout.first_penalty: expected null with env.penalty_mode 'none'",
+        ),
+        ("engine.offload=cpu", "engine.offload: expected 'none' at ZeRO stage 1"),
+        ("rollout.staleness=1 engine.zero_stage=3", "rollout.staleness: expected 0 at ZeRO stage 3"),
         ("critic.value_clip=0.5", "critic: expected nothing with algorithm 'grpo'"),
     ],
 )

@@ -54,7 +54,7 @@ class EnvConfig:
     format_weight: Annotated[float, About("Share of the reward that is paid for the form.", "share", low=0, high=1)] = (
         0.1
     )
-    search_penalty: Annotated[float, About("Price of a search.", "reward", low=0, high=1)] = 0.1
+    search_penalty: Annotated[float, About("Price of a search; below 0 a bonus.", "reward", low=-1, high=1)] = 0.1
     penalty_mode: Annotated[Literal["once", "per_call", "none"], About("Which successful searches are charged.")] = (
         "once"
     )
@@ -117,6 +117,19 @@ class RolloutConfig:
             "times",
             low=0,
         ),
+    ] = 0
+    first_penalty: Annotated[
+        float | None,
+        About(
+            "Price of a search in the first iteration, below 0 a bonus, from which it changes evenly to "
+            "env.search_penalty; none for that from the beginning.",
+            "reward",
+            low=-1,
+            high=1,
+        ),
+    ] = None
+    penalty_iterations: Annotated[
+        int, About("Iterations until the price of a search is env.search_penalty.", "iterations", low=0)
     ] = 0
     extra_episodes: Annotated[
         int, About("Further episodes of questions that no episode of the group got right.", "episodes", low=0)

@@ -54,6 +54,16 @@ def _check_acting(config: RunConfig) -> None:
             f"critic: expected nothing with algorithm {algorithm.name!r}, which has no critic, got other values than "
             "the defaults; choose algorithm.name=ppo"
         )
+    if (rollout.first_penalty is None) is not (rollout.penalty_iterations == 0):
+        raise ConfigError(
+            "rollout.first_penalty: expected it together with rollout.penalty_iterations, got "
+            f"{rollout.first_penalty!r} and {rollout.penalty_iterations}"
+        )
+    if rollout.first_penalty is not None and config.env.penalty_mode == "none":
+        raise ConfigError(
+            f"rollout.first_penalty: expected null with env.penalty_mode 'none', got {rollout.first_penalty}; it has "
+            "no effect there"
+        )
     if config.engine.offload != "none" and config.engine.zero_stage < 3:
         raise ConfigError(
             f"engine.offload: expected 'none' at ZeRO stage {config.engine.zero_stage}, got {config.engine.offload!r}; "
