@@ -19,6 +19,7 @@ from agents.labelling import measured_labels
 from agents.labels import EPISODES, LABELS_FILE, labels_in, load_labels, save_labels
 from agents.playing import Playing
 from agents.policy import Policy
+from agents.recording import write_recording
 from agents.tables import evaluation_table
 from agents.workflows import WORKFLOWS, Workflow
 from mmsearch_env.errors import ConfigError, MMSearchError
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--key-variable", metavar="NAME", help="environment variable with the end point's key")
     scoring.add_argument("--workflow", action="append", choices=tuple(WORKFLOWS), help="may be given several times")
     scoring.add_argument("--split", default="test", help="train, validation, test or all (%(default)s)")
+    scoring.add_argument(
+        "--record", type=Path, metavar="FOLDER", help="add the episodes, token by token, to a recording"
+    )
     scoring.add_argument("--temperature", type=float, help="of sampling (default 0, or the run's own)")
     scoring.set_defaults(call=_evaluate)
     labelling = commands.add_parser("label", parents=[common], help="measure which searches each question needs")
@@ -87,6 +91,9 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         chosen = [WORKFLOWS[name] for name in options.workflow or ["on_demand"]]
         evaluations = [_scored(policy, playing, questions, workflow, options.seed, console) for workflow in chosen]
     Console().print(evaluation_table(evaluations))
+    if options.record is not None:
+        count = sum(write_recording(options.record, evaluation.trajectories) for evaluation in evaluations)
+        Console().print(f"{count} episodes added to {options.record}", highlight=False, soft_wrap=True)
     if options.out:
         options.out.write_text(json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1) + "\n")
 

@@ -45,7 +45,7 @@ class Stage:
                 "to begin anew, or call the recipe that began it"
             )
         saved = load_file(found.adapter / _WEIGHTS)
-        own = dict(module.named_parameters())
+        own = _trained(module)
         if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
             raise DataError(f"{found.folder}: expected weights of this model, got others; delete {self._folder}")
         for name, parameter in own.items():
@@ -72,7 +72,7 @@ class Stage:
                 self._folder,
                 iteration=done,
                 save_adapter=lambda folder: save_file(
-                    {name: value.detach().cpu().contiguous() for name, value in module.named_parameters()},
+                    {name: value.detach().cpu().contiguous() for name, value in _trained(module).items()},
                     folder / _WEIGHTS,
                 ),
                 optimiser=optimiser,
@@ -80,6 +80,11 @@ class Stage:
                 keep=1,
             )
         engine.wait_for_all()
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What a stage changes; the rest is as whoever begins the stage made it."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 NOT_KEPT = Stage(None)
