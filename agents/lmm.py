@@ -9,9 +9,9 @@ share tokens, positions, vision features and adapter. The reference policy is th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,8 +19,11 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from agents.critic import CriticSettings, ValueHead
-from agents.engines.hf import Asked, HFSampler, Sampling, SamplingLimits, Saying
+from agents.engines.contract import Sampler, Sampling, SamplingLimits, sampled
+from agents.engines.hf import HFSampler
 from agents.engines.reading import end_of, ends_of
+from agents.engines.vllm import VLLMSampler, VLLMSettings
+from agents.given import Given, played, row_of
 from agents.inputs import InputBuilder, PackedInputs, Row, SharedInputs
 from agents.layout import RowLayout
 from agents.lora import LoRASettings, read_adapter, with_adapter
@@ -37,33 +40,6 @@ _LEAST_SAID = 16
 """Tokens for which a context must have room; with less nothing of use can be said."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A request as the model is given it.
-
-    Attributes:
-        forced: what a scripted turn begins with.
-        begun: the row with the reason that was sampled just now.
-    """
-
-    request: Request
-    prompt: Prompt
-    row: Row
-    forced: tuple[int, ...] = ()
-    begun: Row | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens before those that are sampled."""
-        return len(self.row.token_ids) + len(self.forced)
-
-    def sampled(self, seed: int, context: int) -> Asked:
-        """For the sampler; the whole fills ``context`` tokens at most."""
-        ends = ends_of(self.request.turns)
-        known = ends if self.begun is None else (*ends, end_of(self.begun))
-        return Asked(self.row, self.forced, seed, known, context - self.length)
-
-
 class LMMPolicy:
     """Plays and is trained."""
 
@@ -77,6 +53,7 @@ class LMMPolicy:
         system: str = "",
         critic: CriticSettings | None = None,
         pictures_of: LMMPolicy | None = None,
+        engine: VLLMSettings | None = None,
     ) -> None:
         """
         Args:
@@ -87,6 +64,7 @@ class LMMPolicy:
             system: message put before every conversation.
             critic: for a policy whose states are valued too.
             pictures_of: a policy with the same vision tower, whose features of pictures serve this one too.
+            engine: for a policy that samples with vLLM; by default it does with transformers.
         """
         self.model = model
         self.renderer = ChatRenderer(processor, system=system)
@@ -103,7 +81,13 @@ class LMMPolicy:
         width = base_model(model).config.get_text_config().hidden_size
         head = None if critic is None else ValueHead(width, critic).to(next(model.parameters()).device)
         self.scorer = TokenScorer(model, banned, head)
-        self._sampler = HFSampler(self.scorer, self.renderer, self.builder)
+        self._sampler: Sampler = (
+            HFSampler(self.scorer, self.renderer, self.builder)
+            if engine is None
+            else VLLMSampler(
+                engine, self.scorer, self.renderer, context=max_context_tokens, save_adapter=self.save_adapter
+            )
+        )
         self._layout = RowLayout(self.builder, self.scorer)
 
     @classmethod
@@ -137,7 +121,7 @@ class LMMPolicy:
         return cls(model, processor, **settings)
 
     def twin(self) -> Self:
-        """A policy that plays while this one is trained: what is frozen is shared, the adapter is a copy."""
+        """A policy that plays, with transformers, while this one is trained; what is frozen is shared."""
         # Parameters of their own over the same memory: while a twin samples, its weights may be others for a while.
         shared = {
             id(parameter): torch.nn.Parameter(parameter.data, requires_grad=False)
@@ -166,7 +150,7 @@ class LMMPolicy:
         asked = self._begun([self._asked(request) for request in requests])
         said = iter(self._said([found for found in asked if not isinstance(found, CannotReply)]))
         for found in asked:
-            if isinstance(found, _Given) and found.begun is not None:
+            if isinstance(found, Given) and found.begun is not None:
                 self._sampler.forget(found.begun, (end_of(found.begun),))
         return [
             found if isinstance(found, CannotReply) else Reply(next(said), found.prompt.token_ids, found.prompt.images)
@@ -179,24 +163,22 @@ class LMMPolicy:
         Raises:
             PolicyError: a request has a script.
         """
-        with self._sampler.ready():
-            table = Sampling(self._sampler, self.limits)
-            waiting: dict[Saying, tuple[int, _Given]] = {}
+        with self._sampler.sampling(self.limits) as sampling:
+            waiting: dict[Hashable, tuple[int, Given]] = {}
             while True:
                 for turns in desk.over():
                     self.forget(turns)
-                self._take_on(desk, table, waiting, most)
-                if not table.sayings:
+                self._take_on(desk, sampling, waiting, most)
+                if not waiting:
                     return
-                for saying in table.step():
-                    number, given = waiting.pop(saying)
-                    said = self._sampler.completion(saying)
+                for key, said in sampling.step():
+                    number, given = waiting.pop(key)
                     desk.answer(number, Reply(said, given.prompt.token_ids, given.prompt.images))
 
-    def _take_on(self, desk: Desk, table: Sampling, waiting: dict[Saying, tuple[int, _Given]], most: int) -> None:
+    def _take_on(self, desk: Desk, sampling: Sampling, waiting: dict[Hashable, tuple[int, Given]], most: int) -> None:
         """Begin with the requests that have come."""
-        taken: list[tuple[int, _Given]] = []
-        for number, request in desk.take(most - len(table.sayings)):
+        taken: list[tuple[int, Given]] = []
+        for number, request in desk.take(most - len(waiting)):
             if request.script != FREE:
                 raise PolicyError("expected free play, got a scripted turn; play plans with the batching 'together'")
             given = self._asked(request)
@@ -205,22 +187,22 @@ class LMMPolicy:
             else:
                 taken.append((number, given))
         if taken:
-            sayings = table.add([given.sampled(given.request.seed, self.max_context_tokens) for _, given in taken])
-            waiting.update(zip(sayings, taken, strict=True))
+            keys = sampling.add([given.sampled(given.request.seed, self.max_context_tokens) for _, given in taken])
+            waiting.update(zip(keys, taken, strict=True))
 
     def forget(self, turns: Sequence[Turn]) -> None:
         """Let go of the keys and values of an episode that is over."""
-        self._sampler.forget(_played(turns), ends_of(turns))
+        self._sampler.forget(played(turns), ends_of(turns))
 
-    def _asked(self, request: Request) -> _Given | CannotReply:
+    def _asked(self, request: Request) -> Given | CannotReply:
         """What the model is given for a request, if it can be given."""
         try:
             prompt = self._prompt(request)
         except ImageError as error:
             return CannotReply(UNREADABLE_PICTURE, str(error))
-        return self._fitting(_Given(request, prompt, _row(request, prompt)))
+        return self._fitting(Given(request, prompt, row_of(request, prompt)))
 
-    def _begun(self, asked: Sequence[_Given | CannotReply]) -> list[_Given | CannotReply]:
+    def _begun(self, asked: Sequence[Given | CannotReply]) -> list[Given | CannotReply]:
         """The same, each scripted turn with what it begins with: a reason sampled here, and the script's action."""
         begun = list(asked)
         scripted = [
@@ -229,7 +211,8 @@ class LMMPolicy:
             if not isinstance(found, CannotReply) and found.request.script.action
         ]
         ends = sorted({found.request.script.reason_end for _, found in scripted})
-        reasons = self._sampler.sample(
+        reasons = sampled(
+            self._sampler,
             # Not the seeds of what follows, or both would be drawn from the same numbers.
             [found.sampled(found.request.seed + 1, self.max_context_tokens) for _, found in scripted],
             replace(self.limits, stop_tags=(*self.limits.stop_tags, *ends)),
@@ -243,25 +226,27 @@ class LMMPolicy:
             begun[index] = self._fitting(replace(found, forced=forced, begun=read))
         return begun
 
-    def _fitting(self, asked: _Given) -> _Given | CannotReply:
+    def _fitting(self, asked: Given) -> Given | CannotReply:
         """The same if there is room in the context for something to be said."""
         room = self.max_context_tokens - _LEAST_SAID
         if asked.length <= room:
             return asked
         return CannotReply(CONTEXT_FULL, f"expected at most {room} tokens, got {asked.length}")
 
-    def _said(self, asked: Sequence[_Given]) -> list[Completion]:
+    def _said(self, asked: Sequence[Given]) -> list[Completion]:
         """The completions; a turn that is scripted whole is not sampled."""
         free = [found for found in asked if not found.request.script.is_whole]
-        sampled = iter(
-            self._sampler.sample(
-                [found.sampled(found.request.seed, self.max_context_tokens) for found in free], self.limits
+        said = iter(
+            sampled(
+                self._sampler,
+                [found.sampled(found.request.seed, self.max_context_tokens) for found in free],
+                self.limits,
             )
         )
         return [
             Completion(self.renderer.decode(found.forced), (), (), FinishReason.STOP, found.forced)
             if found.request.script.is_whole
-            else next(sampled)
+            else next(said)
             for found in asked
         ]
 
@@ -333,20 +318,3 @@ class LMMPolicy:
         read_adapter(self.model, Path(folder))
         if self.scorer.critic is not None:
             self.scorer.critic.load(Path(folder))
-
-
-def _row(request: Request, prompt: Prompt) -> Row:
-    """Everything the model has seen and said so far in an episode, and the new prompt."""
-    played = _played(request.turns)
-    return Row((*played.token_ids, *prompt.token_ids), (*played.images, *prompt.images))
-
-
-def _played(turns: Sequence[Turn]) -> Row:
-    """What was seen and said in these turns."""
-    ids = (
-        token
-        for turn in turns
-        for part in (turn.prompt_ids, turn.completion.forced_ids, turn.completion.token_ids)
-        for token in part
-    )
-    return Row(tuple(ids), tuple(image for turn in turns for image in turn.images))

@@ -40,6 +40,19 @@ class LoRASettings:
             ) from error
         return cls(found.r, found.lora_alpha)
 
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """The settings of a model's own adapter. Raises PolicyError if it has none."""
+        configs = list(getattr(model, "peft_config", {}).values())
+        if not configs:
+            raise PolicyError("expected a model with a LoRA adapter, got a bare one; load it with lora=LoRASettings()")
+        return cls(configs[0].r, configs[0].lora_alpha)
+
+
+def adapter_is_on(model: Any) -> bool:
+    """Whether the model has an adapter that takes part in what it computes."""
+    return any(getattr(module, "disable_adapters", True) is False for module in model.modules())
+
 
 def with_adapter(model: Any, lora: LoRASettings) -> Any:
     """The model with a fresh float32 LoRA adapter on its language model; the vision tower stays frozen and untouched.

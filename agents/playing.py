@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from agents.engines.contract import SamplingLimits
 from agents.engines.endpoint import EndpointPolicy
-from agents.engines.hf import SamplingLimits
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
 from agents.policy import Policy

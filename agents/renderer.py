@@ -95,6 +95,27 @@ class ChatRenderer:
         kept = [token for token in token_ids if token not in self.end_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    def folded(self, token_ids: Sequence[int], images: Sequence[Image]) -> list[int]:
+        """The tokens with the slot of each picture as the template writes it, before the processor expands it.
+
+        Args:
+            token_ids: of a row.
+            images: the pictures whose slots stand in it, in order.
+
+        Raises:
+            ValueError: the slot of a picture is not there.
+        """
+        slot = self.tokenizer.encode(self.image_slot, add_special_tokens=False)
+        ids, folded, start = tuple(token_ids), [], 0
+        for image in images:
+            wide = self._image_ids(image)
+            place = ids.index(wide[0], start)
+            while ids[place : place + len(wide)] != wide:
+                place = ids.index(wide[0], place + 1)
+            folded += [*ids[start:place], *slot]
+            start = place + len(wide)
+        return [*folded, *ids[start:]]
+
     # -- learnt from the processor ------------------------------------------------------------------------------
 
     def _find_image_slot(self) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from agents.critic import CriticSettings
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
+from agents.engines.vllm import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, VLLMSettings
 from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
@@ -38,11 +39,12 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     """The model with its adapter, ready to sample and to be trained.
 
     Raises:
-        PolicyError: no such model, or no such adapter.
+        ConfigError: a temperature that the engine cannot sample at.
+        PolicyError: no such model or adapter, or an engine that does not start.
     """
     settings = config.policy
     policy = LMMPolicy.load(
-        folder if (folder := model_folder(settings.model)).is_dir() else settings.model,
+        model_path(config),
         lora=LoRASettings(rank=settings.lora_rank, alpha=settings.lora_alpha),
         dtype=settings.dtype,
         device=str(device),
@@ -51,6 +53,7 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
         max_context_tokens=config.rollout.max_context_tokens,
         system=settings.system,
         critic=CriticSettings(config.critic.trunk) if config.algorithm.name == "ppo" else None,
+        engine=sampling_engine(config),
     )
     if settings.adapter:
         policy.load_adapter(Path(settings.adapter))
@@ -59,6 +62,32 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
     if config.engine.zero_stage == 3:
         policy.run_once()
     return policy
+
+
+def model_path(config: RunConfig) -> str:
+    """The folder of the model, or its hub id."""
+    folder = model_folder(config.policy.model)
+    return str(folder) if folder.is_dir() else config.policy.model
+
+
+def sampling_engine(config: RunConfig) -> VLLMSettings | None:
+    """What vLLM needs to know; None where transformers samples.
+
+    Raises:
+        ConfigError: a temperature that vLLM cannot sample at.
+    """
+    if config.rollout.engine != "vllm":
+        return None
+    temperatures = {"rollout": config.rollout.temperature, "evaluation": config.evaluation.temperature}
+    for section, temperature in temperatures.items():
+        if temperature and not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+            raise ConfigError(
+                f"{section}.temperature: expected a number from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g} with "
+                f"rollout.engine 'vllm', got {temperature:g}"
+            )
+    return VLLMSettings(
+        model=model_path(config), memory=config.rollout.engine_memory, rows=config.rollout.live_episodes
+    )
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
@@ -215,6 +244,7 @@ def description(config: RunConfig) -> list[str]:
     test = evaluation_questions(config)
     MMSearchEnv(**env_keywords(config.env), questions=questions)
     build_algorithm(config)
+    sampling_engine(config)
     rollout_config = config.rollout
     episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size
     passes = config.iterations * rollout_config.questions_per_iteration / len(questions)

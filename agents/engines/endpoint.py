@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.policy import CONTEXT_FULL, CannotReply, Desk, Reply, Request
 from agents.trajectory import Completion, FinishReason, Turn
 from agents.workflows import Script, parted

@@ -15,58 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.engines.contract import Asked, SamplingLimits
 from agents.engines.merging import MergedAdapter
 from agents.engines.reading import Prefix, Reader, Reading, joined
 from agents.inputs import InputBuilder, Row
 from agents.renderer import ChatRenderer
 from agents.scorer import TokenScorer, allowed_logits, base_model
 from agents.trajectory import Completion, FinishReason
-
-STOP_TAGS = ("</search>", "</text_search>", "</visit>", "</answer>", "</tool_call>")
-"""An action ends a turn, so sampling ends at the tag that closes one."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingLimits:
-    """How a completion is sampled.
-
-    Attributes:
-        max_new_tokens: tokens per completion at most.
-        temperature: 0 takes the likeliest token; its log-probability is still the one at temperature 1.
-        stop_tags: text that ends a completion.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    stop_tags: tuple[str, ...] = STOP_TAGS
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A completion that is asked for.
-
-    Attributes:
-        row: what the model is given.
-        forced: tokens that follow the row's own and count as said but not sampled.
-        seed: of the stream of numbers from which its tokens are drawn.
-        ended: where earlier turns of the row ended, so that what was read of them is found again.
-        room: tokens that may be sampled at most, whatever the limits allow.
-    """
-
-    row: Row
-    forced: tuple[int, ...]
-    seed: int
-    ended: tuple[Prefix, ...] = ()
-    room: int = 2**31
-
-    @property
-    def whole(self) -> Row:
-        """The row with what is forced."""
-        return self.with_said(())
-
-    def with_said(self, ids: Sequence[int]) -> Row:
-        """The row with what is forced and what was sampled."""
-        return Row((*self.row.token_ids, *self.forced, *ids), self.row.images)
 
 
 @dataclass(eq=False, slots=True)
@@ -99,20 +54,14 @@ class HFSampler:
         self._adapter = MergedAdapter(scorer.model)
         self._ending: dict[tuple[str, ...], frozenset[int]] = {}
 
-    @torch.no_grad()
-    def sample(self, asked: Sequence[Asked], limits: SamplingLimits) -> list[Completion]:
-        """One completion for each row."""
-        if not asked:
-            return []
-        with self.ready():
-            table = Sampling(self, limits)
-            sayings = table.add(asked)
-            while table.sayings:
-                table.step()
-        return [self.completion(saying) for saying in sayings]
+    @contextmanager
+    def sampling(self, limits: SamplingLimits) -> Iterator[HFSampling]:
+        """See :class:`agents.engines.contract.Sampler`."""
+        with self._ready():
+            yield HFSampling(self, limits)
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
+    def _ready(self) -> Iterator[None]:
         """Inside, the model is as it samples: its adapter is part of it, and what other weights have read is let go."""
         was_training = self._scorer.training
         self._scorer.eval()
@@ -165,11 +114,11 @@ class HFSampler:
         return self._ending[stop_tags]
 
 
-class Sampling:
+class HFSampling:
     """Completions that are sampled together, token by token; others may join at any time."""
 
     def __init__(self, sampler: HFSampler, limits: SamplingLimits) -> None:
-        """Args: sampler: is :meth:`~HFSampler.ready` for as long as this is used."""
+        """Args: sampler: is ready for as long as this is used; limits: of every completion."""
         self._sampler, self._limits = sampler, limits
         self._reading: Reading | None = None
         self.sayings: list[Saying] = []
@@ -184,7 +133,7 @@ class Sampling:
         self.sayings += new
         return new
 
-    def step(self) -> list[Saying]:
+    def step(self) -> list[tuple[Saying, Completion]]:
         """One more token of every completion; those that end with it."""
         assert self._reading is not None
         sampler, reading = self._sampler, self._reading
@@ -208,7 +157,7 @@ class Sampling:
             if ended:
                 reading, tokens = reading.chosen(going), tokens[going]
             self._reading = sampler._reader.read_on(reading, tokens)
-        return ended
+        return [(saying, sampler.completion(saying)) for saying in ended]
 
     def _has_ended(self, saying: Saying) -> bool:
         if self._sampler._has_ended(saying.asked.forced, saying.ids, self._limits.stop_tags):

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from agents.engines.kv_cache import remembers_all, roomy_cache
+from agents.engines.weights import SeenWeights
 from agents.inputs import InputBuilder, Parted, Row, distinct
 from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Turn
@@ -88,7 +89,7 @@ class Reader:
         self._builder = builder
         self._kept: ByteCache[_Kept] = ByteCache(cache_bytes)
         self._cache_bytes = cache_bytes
-        self._weights = torch.zeros(0)
+        self._weights = SeenWeights(scorer.model)
 
     def read(self, rows: Sequence[Row], ended: Sequence[Sequence[Prefix]]) -> Reading:
         """Read rows to their last token.
@@ -180,11 +181,8 @@ class Reader:
 
     def forget_if_changed(self) -> bool:
         """Let go of what other weights have read; whether they are other ones."""
-        trained = [parameter.detach() for parameter in self._scorer.model.parameters() if parameter.requires_grad]
-        norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-        if torch.equal(norms.cpu(), self._weights):
+        if not self._weights.have_changed():
             return False
-        self._weights = norms.cpu()
         self._kept = ByteCache(self._cache_bytes)
         return True
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from families import FAMILIES, adapted_policy
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy
 
 

@@ -11,7 +11,7 @@ from families import FAMILIES, adapted_policy
 from test_sharing import group, mask_of
 
 from agents.critic import CriticSettings
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.layout import parted
 from agents.lmm import LMMPolicy
 from agents.scorer import base_model

@@ -13,8 +13,8 @@ from aiohttp import web
 from families import noise
 
 from agents.__main__ import main
+from agents.engines.contract import SamplingLimits
 from agents.engines.endpoint import NO_REPLY, EndpointPolicy
-from agents.engines.hf import SamplingLimits
 from agents.evaluate import evaluate
 from agents.policy import CONTEXT_FULL, CannotReply, Reply, Request
 from agents.rollout import RolloutLimits, rollout

@@ -11,7 +11,7 @@ import pytest
 import torch
 from families import adapted_policy, noise
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Reply, Request

@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, adapted_policy, noise
 from transformers import AddedToken
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy
 from agents.rollout import rollout
 from agents.trajectory import Trajectory

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import adapted_policy, noise
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.engines.kv_cache import RoomyLayer
 from agents.engines.merging import MergedAdapter
 from agents.inputs import InputBuilder

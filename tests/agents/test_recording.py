@@ -9,7 +9,7 @@ import pytest
 from families import adapted_policy
 from test_sharing import group
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.recording import read_recording, write_recording
 from agents.trajectory import Trajectory
 from mmsearch_env.errors import DataError

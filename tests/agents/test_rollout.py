@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from families import adapted_policy, noise
 
-from agents.engines.hf import STOP_TAGS, SamplingLimits
+from agents.engines.contract import STOP_TAGS, SamplingLimits
 from agents.evaluate import difference, evaluate
 from agents.policy import CONTEXT_FULL, CannotReply, Reply, Request
 from agents.rollout import UNUSABLE, RolloutLimits, rollout

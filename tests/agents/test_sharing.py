@@ -13,7 +13,7 @@ import torch
 from families import FAMILIES, adapted_policy, noise
 
 from agents import scorer as scorer_module
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.inputs import InputBuilder, PackedInputs, Parted, SharedInputs
 from agents.layout import parted
 from agents.lmm import LMMPolicy

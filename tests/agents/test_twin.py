@@ -9,7 +9,7 @@ import torch
 from families import FAMILIES, adapted_policy
 from test_sharing import group, mask_of, scored
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy
 
 

@@ -32,7 +32,7 @@ from measuring import note, report
 from trainer_bound import least_seconds, measured_machine
 from trainer_models import LORA_ALPHA, LORA_RANK, SETUPS, Setup, built, picture, words
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings, with_adapter
 from agents.rollout import RolloutLimits

@@ -18,7 +18,7 @@ from families import FAMILIES, adapted_policy
 from test_sharing import group
 
 from agents.critic import CriticSettings
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.trajectory import Group, Trajectory
 from training.algorithms.presets import ppo
 from training.balance import balanced

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.engines.hf import SamplingLimits
+from agents.engines.contract import SamplingLimits
 from agents.evaluate import evaluate
 from agents.labels import PLANS, UNSOLVED, load_labels
 from agents.lmm import LMMPolicy

@@ -93,6 +93,13 @@ class RolloutConfig:
         ),
     ] = field(default_factory=dict, hash=False)
     live_episodes: Annotated[int, About("Episodes in play at once on one rank.", "episodes", low=1)] = 256
+    engine: Annotated[
+        Literal["hf", "vllm"],
+        About("What samples: transformers in this process, or vLLM in it (a GPU and the package vllm)."),
+    ] = "hf"
+    engine_memory: Annotated[
+        float, About("Share of the GPU's memory that engine vllm takes for itself.", "share", above=0, high=0.95)
+    ] = 0.4
     batching: Annotated[
         Literal["together", "continuous"],
         About(

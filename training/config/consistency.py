@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsearch_env.errors import ConfigError
-from training.config import AlgorithmConfig, CriticConfig, OutputConfig, RunConfig
+from training.config import AlgorithmConfig, CriticConfig, OutputConfig, RolloutConfig, RunConfig
 
 
 def check_together(config: RunConfig) -> None:
@@ -44,6 +44,7 @@ def check_together(config: RunConfig) -> None:
             f"({config.rollout.questions_per_iteration}), got {algorithm.questions_per_update}"
         )
     _check_acting(config)
+    _check_engine(config.rollout)
 
 
 def _check_acting(config: RunConfig) -> None:
@@ -87,4 +88,18 @@ def _check_acting(config: RunConfig) -> None:
         raise ConfigError(
             f"rollout.refills: expected 0 where groups without signal are learnt from, got {rollout.refills}; choose a "
             "group-relative algorithm with algorithm.drop_groups_without_signal"
+        )
+
+
+def _check_engine(rollout: RolloutConfig) -> None:
+    """What only one of the engines can do, or knows."""
+    if rollout.engine != "vllm" and rollout.engine_memory != RolloutConfig().engine_memory:
+        raise ConfigError(
+            f"rollout.engine_memory: expected {RolloutConfig().engine_memory:g} with engine {rollout.engine!r}, got "
+            f"{rollout.engine_memory:g}; it belongs to rollout.engine=vllm"
+        )
+    if rollout.engine == "vllm" and rollout.staleness:
+        raise ConfigError(
+            f"rollout.staleness: expected 0 with engine 'vllm', got {rollout.staleness}; what plays ahead samples with "
+            "rollout.engine=hf"
         )
