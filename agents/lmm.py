@@ -30,7 +30,7 @@ from agents.lora import LoRASettings, read_adapter, with_adapter
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Desk, Reply, Request
 from agents.processors import load_processor
 from agents.renderer import ChatRenderer, Prompt
-from agents.scorer import TokenScorer, base_model
+from agents.scorer import TokenScorer, base_model, checkpoint_activations
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from agents.workflows import FREE, parted
 from mmsearch_env.errors import ConfigError, ImageError, PolicyError
@@ -273,9 +273,7 @@ class LMMPolicy:
 
     def checkpoint_activations(self) -> None:
         """Have activations made anew for the gradient, in place of keeping them: less memory, about a third slower."""
-        model = base_model(self.model)
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_activations(self.model)
         self._layout.forget_comparison()
 
     def run_once(self) -> None:

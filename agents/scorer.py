@@ -222,3 +222,10 @@ def base_model(model: nn.Module) -> Any:
     """The transformers model under an adapter wrapper, or the model itself."""
     unwrap: Any = getattr(model, "get_base_model", None)
     return model if unwrap is None else unwrap()
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have a model, with or without adapter, make activations anew for the gradient in place of keeping them."""
+    base = base_model(model)
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

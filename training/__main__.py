@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_config(options.recipe, options.overrides)
         if options.dry_run:
-            _describe(config, console)
+            _describe(config, options.processes or int(os.environ.get("WORLD_SIZE", "1")), console)
         else:
             _train(config, options.resume, console)
     except MMSearchError as error:
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="check the recipe and its data, show both, train nothing"
     )
+    parser.add_argument("--processes", type=int, default=0, help="for how many --dry-run counts memory (those started)")
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),
@@ -81,11 +82,11 @@ def _train(config: RunConfig, resume: str, console: Console) -> None:
         leave()
 
 
-def _describe(config: RunConfig, console: Console) -> None:
-    from training import compose
+def _describe(config: RunConfig, processes: int, console: Console) -> None:
+    from training import compose, memory
 
     console.print(yaml.safe_dump(to_mapping(config), sort_keys=False), highlight=False, markup=False)
-    for line in compose.description(config):
+    for line in (*compose.description(config), *memory.described(config, processes=processes)):
         console.print(line, highlight=False, soft_wrap=True)
 
 
