@@ -42,6 +42,7 @@ class Memory:
         logits: held while tokens are scored.
         keys_values: of all live episodes, each as long as it may become.
         features: of pictures, at most.
+        whole: parameters of all processes together, which each of them gathers to play.
     """
 
     frozen: float
@@ -52,6 +53,7 @@ class Memory:
     logits: float
     keys_values: float
     features: float
+    whole: float
 
     @property
     def learning(self) -> float:
@@ -62,7 +64,7 @@ class Memory:
     @property
     def playing(self) -> float:
         """While episodes are played, at the worst."""
-        return self.frozen + self.trained + self.optimiser + self.keys_values + self.features
+        return self.whole + self.trained + self.optimiser + self.keys_values + self.features
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ def estimate(config: RunConfig, shapes: Shapes, *, processes: int) -> Memory:
         logits=4.0 * _LOGITS_HELD * text.vocab_size,
         keys_values=float(token) * config.rollout.live_episodes * config.rollout.max_context_tokens,
         features=float(_KEPT_FEATURES),
+        whole=float(shapes.frozen * width),
     )
 
 
