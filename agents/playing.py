@@ -90,8 +90,8 @@ class Playing:
             max_new_tokens=limits["max_new_tokens"],
             max_context_tokens=limits["max_context_tokens"],
             temperature=temperature,
-            env={k: v for k, v in env.items() if k not in ("split", "questions", "tools")}
-            | {"tools": env["tools"] or None},
+            env={k: v for k, v in env.items() if k not in ("split", "questions", "tools", "judge")}
+            | {"tools": env["tools"] or None, "judge": env.get("judge") or None},
         )
 
     @property

@@ -10,19 +10,20 @@ from typing import Any
 import gymnasium
 
 from mmsearch_env import aio, spaces
-from mmsearch_env.actions import ActionKind
-from mmsearch_env.episode import Episode, EpisodeState, EpisodeView, Outcome, Snapshot, advance
+from mmsearch_env.actions import ActionKind, Answer
+from mmsearch_env.episode import Episode, EpisodeState, EpisodeView, Snapshot
 from mmsearch_env.errors import ConfigError, EpisodeError, ToolError
 from mmsearch_env.images import Image
+from mmsearch_env.judge import JudgeSpec, Verdict, resolve_judge
 from mmsearch_env.messages import Message, TextPart
-from mmsearch_env.moves import Move, reply, understand
+from mmsearch_env.moves import Move, came_of, reply, state_after, understand
 from mmsearch_env.protocols import load_protocol
 from mmsearch_env.questions import Question, QuestionSet
 from mmsearch_env.resources import QuestionDraw, ToolSpec, resolve_questions, resolve_tools
 from mmsearch_env.rewards import RewardTerms
 from mmsearch_env.searching import ask, query_of
 from mmsearch_env.settings import EnvSettings
-from mmsearch_env.tools.search_tool import FREE, SearchResult
+from mmsearch_env.tools.search_tool import SearchResult
 
 RENDER_MODES = ("ansi", "rgb_array", "human", "html")
 
@@ -73,6 +74,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         *,
         questions: str | QuestionSet | None = None,
         tools: ToolSpec | Mapping[str, ToolSpec] | None = None,
+        judge: JudgeSpec | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
@@ -81,6 +83,8 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         Args:
             questions: a question file or a :class:`QuestionSet` to play instead of the world's own.
             tools: see :func:`~mmsearch_env.resources.resolve_tools`; None is the embedded engine.
+            judge: who is asked about an answer that the metric does not give full marks; see
+                :func:`~mmsearch_env.judge.resolve_judge`; None for nobody.
             render_mode: ``ansi``, ``rgb_array``, ``human``, ``html`` or None.
             settings: the fields of :class:`~mmsearch_env.settings.EnvSettings`.
 
@@ -96,11 +100,12 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         self.protocol = load_protocol(self.settings.protocol, self.settings.prompts)
         self.questions = resolve_questions(questions, self.settings.world, self.settings.split)
         self.tools = resolve_tools(tools, self.settings.world)
+        self.judge = resolve_judge(judge)
         self.render_mode = render_mode
         self.action_space = spaces.action_space(self.rules)
         self.observation_space = spaces.observation_space(self.rules)
         self._draw = QuestionDraw(self.questions, self.rules.max_images)
-        self._arguments = {"questions": questions, "tools": tools, "render_mode": render_mode, **settings}
+        self._arguments = dict(questions=questions, tools=tools, judge=judge, render_mode=render_mode, **settings)
         self._episode: Episode | None = None
         self._searching = False
 
@@ -138,7 +143,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
     def step(self, action: Any) -> StepReturn:
         """:meth:`astep` for callers that are not coroutines; a search runs on the process's background loop."""
         move = self.understand(action)
-        return self.finish(move, aio.run(self.search(move)) if move.searches else None)
+        return self.finish(move, aio.run(self.asked(move)) if self.asks(move) else None)
 
     async def astep(self, action: Any) -> StepReturn:
         """Take one turn.
@@ -153,7 +158,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
             EpisodeError: before reset, after the end, while another turn is under way, or for any other type.
         """
         move = self.understand(action)
-        return self.finish(move, await self.search(move) if move.searches else None)
+        return self.finish(move, await self.asked(move) if self.asks(move) else None)
 
     def understand(self, action: Any) -> Move:
         """First third of a turn: what ``action`` means and whether it is allowed. Changes nothing."""
@@ -162,8 +167,29 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         self._expect_rest()
         return understand(action, self.protocol, self.rules, self.state, self.episode.grounds)
 
+    def asks(self, move: Move) -> bool:
+        """Whether a tool or the judge has to be asked."""
+        return move.searches or self.is_judged(move)
+
+    def is_judged(self, move: Move) -> bool:
+        """Whether the judge is asked: there is one, and the metric gives an answer less than full marks."""
+        if self.judge is None or not isinstance(move.action, Answer):
+            return False
+        return self.reward_rules.match(move.action.text, self.question.answers) < 1.0
+
+    async def asked(self, move: Move) -> SearchResult | Verdict | ToolError:
+        """Second third of a turn, for a move that ``asks``: ask the tool or the judge."""
+        return await (self.search(move) if move.searches else self.judged(move.text_of_answer))
+
+    async def judged(self, answer: str) -> Verdict | ToolError:
+        """Ask the judge of an answer that ``is_judged``."""
+        assert self.judge is not None
+        question, timeout_s = self.question, self.settings.tool_timeout_s
+        with self.turn():
+            return await self.judge.of(question.text, question.answers, answer, timeout_s=timeout_s)
+
     async def search(self, move: Move) -> SearchResult | ToolError:
-        """Second third of a turn, for a move that ``searches``: ask the tool."""
+        """Ask the tool of a move that ``searches``."""
         query, kind = query_of(move.action, self.question, self.episode.images), ActionKind(move.kind)
         with self.turn():
             return await ask(self.tools[kind], query, top_k=self.top_k(kind), timeout_s=self.settings.tool_timeout_s)
@@ -182,23 +208,17 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         finally:
             self._searching = False
 
-    def finish(self, move: Move, result: SearchResult | ToolError | None) -> StepReturn:
+    def finish(self, move: Move, result: SearchResult | Verdict | ToolError | None) -> StepReturn:
         """Last third of a turn: enter what came of it, reward it, and say what the player is told."""
-        before, outcome, error = self.episode, move.outcome, move.error
-        found = (result,) if isinstance(result, SearchResult) else ()
-        if found:
-            outcome = Outcome.SEARCHED
-        elif isinstance(result, ToolError):
-            outcome, error = Outcome.TOOL_FAILED, result.code
-        cost = found[0].cost if found else FREE
-        state = advance(self.rules, before.state, move.action, outcome, well_formed=move.well_formed, cost=cost)
+        before, came = self.episode, came_of(move, result)
+        state = state_after(self.rules, before.state, move, came)
         view = EpisodeView(before.question, self.rules, state, move.box_ignored)
         spoken = Message("assistant", (TextPart(move.text),))
-        told = () if state.ended else (reply(self.protocol, move, result, view),)
-        self._episode = before.after(state, spoken, told, found)
+        told = () if state.ended or isinstance(result, Verdict) else (reply(self.protocol, move, result, view),)
+        self._episode = before.after(state, spoken, told, came.found)
         self._show((spoken, *told))
         terms = self._terms(state)
-        info = self._info(move.kind, terms, valid=not move.error, error=error)
+        info = self._info(move.kind, terms, valid=not move.error, error=came.error)
         return self._observation(), terms.total - self._terms(before.state).total, state.ended, False, info
 
     def top_k(self, kind: ActionKind) -> int:
@@ -250,11 +270,7 @@ class MMSearchEnv(gymnasium.Env[dict[str, Any], Any]):
         """The conversation as text, web page or picture; None in mode ``human``, which writes as it goes."""
         from mmsearch_env import rendering
 
-        if self.render_mode == "ansi":
-            return rendering.to_ansi(self.conversation)
-        if self.render_mode == "html":
-            return rendering.to_html(self.conversation)
-        return rendering.to_frame(self.conversation) if self.render_mode == "rgb_array" else None
+        return rendering.rendered(self.conversation, self.render_mode)
 
     # Stopping and going on -------------------------------------------------------------------------------------
 

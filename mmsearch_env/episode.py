@@ -3,8 +3,8 @@
     playing --answer--------------------------------------------> answered
     playing --search, refused search, failed tool, malformed text--> playing, or out_of_rounds after the last round
 
-Nothing here searches, waits, draws or reads a clock: :func:`refusal` says whether an action is allowed, the
-environment carries it out, :func:`advance` enters what came of it.
+Nothing here waits, draws or reads a clock: :func:`refusal` says whether an action is allowed, the environment carries
+it out, :func:`advance` enters what came of it.
 """
 
 from __future__ import annotations
@@ -56,10 +56,8 @@ class Outcome(StrEnum):
     MALFORMED = "malformed"
 
 
-COUNTERS = (
-    *("n_image_search", "n_text_search", "n_page_visit", "n_tool_errors", "n_malformed"),
-    *("n_service_calls", "cost_usd", "round"),
-)
+_MADE = ("n_image_search", "n_text_search", "n_page_visit", "n_tool_errors", "n_malformed")
+COUNTERS = (*_MADE, "n_service_calls", "cost_usd", "round")
 """Counters of an episode that ``info`` shows."""
 _MOST = 2**31 - 1
 """No limit may be larger: it has to fit an observation's counter."""
@@ -113,6 +111,7 @@ class EpisodeState:
         answer: the final answer; "" until there is one.
         stop_reason: why it ended; empty while it goes on.
         n_crop_search: those of the image searches that were made with a part of a picture.
+        verdict: a judge's word on the answer, in [0, 1]; 0 without one.
     """
 
     round: int = 0
@@ -127,6 +126,7 @@ class EpisodeState:
     answer: str = ""
     stop_reason: StopReason = StopReason.PLAYING
     n_crop_search: int = 0
+    verdict: float = 0.0
 
     @property
     def ended(self) -> bool:
@@ -312,7 +312,7 @@ def advance(
         action: what the player did.
         outcome: what came of it.
         well_formed: whether the completion that carried the action kept the protocol's form.
-        cost: what the search cost.
+        cost: what the search, or the judge, cost.
 
     Raises:
         EpisodeError: the episode is over, or action and outcome do not belong together.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmsearch_env.actions import (
@@ -17,13 +17,25 @@ from mmsearch_env.actions import (
     TextSearch,
     VisitPage,
 )
-from mmsearch_env.episode import ONE_PICTURE, EpisodeState, EpisodeView, Grounds, Outcome, RefusalCode, Rules, refusal
+from mmsearch_env.episode import (
+    ONE_PICTURE,
+    EpisodeState,
+    EpisodeView,
+    Grounds,
+    Outcome,
+    RefusalCode,
+    Rules,
+    advance,
+    refusal,
+)
 from mmsearch_env.errors import EpisodeError, ToolError
 from mmsearch_env.images import FULL_FRAME, clean_bbox
+from mmsearch_env.judge import FAILED as JUDGE_FAILED
+from mmsearch_env.judge import Verdict
 from mmsearch_env.messages import Message, writable
 from mmsearch_env.protocols import Protocol
 from mmsearch_env.spaces import to_action
-from mmsearch_env.tools.search_tool import SearchResult
+from mmsearch_env.tools.search_tool import FREE, Cost, SearchResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,11 @@ class Move:
         return self.refused is None and isinstance(self.action, (ImageSearch, TextSearch, VisitPage))
 
     @property
+    def text_of_answer(self) -> str:
+        """What is answered; "" where it is no answer."""
+        return self.action.text if isinstance(self.action, Answer) else ""
+
+    @property
     def kind(self) -> str:
         """The action's name for ``info``; ``"malformed"`` when it meant nothing."""
         kind = kind_of(self.action)
@@ -68,6 +85,42 @@ class Move:
         if isinstance(self.action, Malformed):
             return self.action.code.value
         return "" if self.refused is None else self.refused.value
+
+
+@dataclass(frozen=True, slots=True)
+class CameOf:
+    """What came of a move.
+
+    Attributes:
+        outcome: for the rules.
+        error: stable code of what went wrong; "" where nothing did.
+        found: what a search found.
+        cost: what asking took.
+        verdict: a judge's word on an answer, in [0, 1].
+    """
+
+    outcome: Outcome
+    error: str
+    found: tuple[SearchResult, ...] = ()
+    cost: Cost = FREE
+    verdict: float = 0.0
+
+
+def came_of(move: Move, result: SearchResult | Verdict | ToolError | None) -> CameOf:
+    """What came of a move, by what a tool or a judge said where one was asked."""
+    if isinstance(result, SearchResult):
+        return CameOf(Outcome.SEARCHED, move.error, (result,), result.cost)
+    if isinstance(result, Verdict):
+        return CameOf(move.outcome, move.error, cost=result.cost, verdict=result.value)
+    if isinstance(result, ToolError):
+        return CameOf(Outcome.TOOL_FAILED, result.code) if move.searches else CameOf(move.outcome, JUDGE_FAILED)
+    return CameOf(move.outcome, move.error)
+
+
+def state_after(rules: Rules, state: EpisodeState, move: Move, came: CameOf) -> EpisodeState:
+    """Where the episode stands after a move and what came of it."""
+    after = advance(rules, state, move.action, came.outcome, well_formed=move.well_formed, cost=came.cost)
+    return replace(after, verdict=came.verdict)
 
 
 def kind_of(action: Action) -> ActionKind | None:

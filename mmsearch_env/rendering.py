@@ -10,7 +10,7 @@ import html
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import PIL.Image
@@ -41,6 +41,15 @@ def plain(text: str) -> str:
     overrides and lone surrogates become U+FFFD.
     """
     return "".join(_plain_character(character) for character in text.replace("\r\n", "\n").expandtabs(4))
+
+
+def rendered(conversation: Sequence[Message], mode: str | None) -> Any:
+    """A conversation in a render mode; None in those that give nothing back."""
+    if mode == "ansi":
+        return to_ansi(conversation)
+    if mode == "html":
+        return to_html(conversation)
+    return to_frame(conversation) if mode == "rgb_array" else None
 
 
 def to_ansi(messages: Sequence[Message], *, width: int = 80, colour: Colour = "auto") -> str:

@@ -104,7 +104,8 @@ class RewardTerms:
     """The reward earned in an episode so far, item by item.
 
     Attributes:
-        metric: agreement of the final answer with the best accepted one, in [0, 1]; 0 while there is none.
+        metric: agreement of the final answer with the best accepted one, or a judge's word if that is higher, in
+            [0, 1]; 0 while there is none.
         format: 1 once an episode was answered with every completion well-formed, else 0.
         metric_points: what the answer earned before any price.
         format_points: what the form earned.
@@ -173,7 +174,7 @@ class RewardRules:
     def terms(self, state: EpisodeState, accepted: Sequence[str]) -> RewardTerms:
         """What the episode has earned in ``state``. The reward of a step is the difference of two totals."""
         answered = state.stop_reason is StopReason.ANSWERED
-        metric = best_match(METRICS[self.metric], state.answer, accepted) if answered else 0.0
+        metric = max(self.match(state.answer, accepted), state.verdict) if answered else 0.0
         form_kept = float(answered and state.well_formed)
         metric_points = (1.0 - self.format_weight) * metric
         return RewardTerms(
@@ -183,6 +184,10 @@ class RewardRules:
             format_points=self.format_weight * form_kept,
             search_penalty=self._price(metric_points, self._charged(state)),
         )
+
+    def match(self, answer: str, accepted: Sequence[str]) -> float:
+        """How well an answer agrees with the best accepted one, in [0, 1]."""
+        return best_match(METRICS[self.metric], answer, accepted)
 
     def _charged(self, state: EpisodeState) -> list[tuple[float, int]]:
         """Prices, and how often each is charged."""

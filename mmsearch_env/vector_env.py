@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -15,6 +16,7 @@ from mmsearch_env import aio
 from mmsearch_env.actions import ActionKind
 from mmsearch_env.env import RENDER_MODES, MMSearchEnv
 from mmsearch_env.errors import ConfigError, EpisodeError, ToolError
+from mmsearch_env.judge import Verdict
 from mmsearch_env.moves import Move
 from mmsearch_env.resources import SEARCH_KINDS
 from mmsearch_env.searching import ask_together, query_of
@@ -99,8 +101,8 @@ class MMSearchVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     def step(self, actions: Any, mask: Sequence[bool] | np.ndarray | None = None) -> VectorStepReturn:
         """:meth:`astep` for callers that are not coroutines."""
         moves = self._understand(actions, mask)
-        searching = any(move.searches for move in moves.values())
-        return self._finish(moves, aio.run(self._search(moves)) if searching else {})
+        asking = any(self.envs[number].asks(move) for number, move in moves.items())
+        return self._finish(moves, aio.run(self._asked(moves)) if asking else {})
 
     async def astep(self, actions: Any, mask: Sequence[bool] | np.ndarray | None = None) -> VectorStepReturn:
         """Take one turn in each environment where ``mask`` is True (everywhere without one).
@@ -117,7 +119,7 @@ class MMSearchVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             EpisodeError: an environment that is to be stepped has finished.
         """
         moves = self._understand(actions, mask)
-        return self._finish(moves, await self._search(moves))
+        return self._finish(moves, await self._asked(moves))
 
     def render(self) -> tuple[Any, ...] | None:
         """One rendering per environment."""
@@ -139,6 +141,13 @@ class MMSearchVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         if len(given) != self.num_envs:
             raise EpisodeError(f"expected {self.num_envs} actions, got {len(given)}; give one per environment")
         return {int(number): self.envs[number].understand(given[number]) for number in np.flatnonzero(chosen)}
+
+    async def _asked(self, moves: Mapping[int, Move]) -> dict[int, SearchResult | Verdict | ToolError]:
+        """Every search and every verdict of this step."""
+        judged = [number for number, move in moves.items() if self.envs[number].is_judged(move)]
+        asked = (self.envs[number].judged(moves[number].text_of_answer) for number in judged)
+        found, verdicts = await asyncio.gather(self._search(moves), asyncio.gather(*asked))
+        return {**found, **dict(zip(judged, verdicts, strict=True))}
 
     async def _search(self, moves: Mapping[int, Move]) -> dict[int, SearchResult | ToolError]:
         """Every search of this step, asked together per kind: the environments share their tools and settings."""
@@ -166,7 +175,9 @@ class MMSearchVectorEnv(VectorEnv[Any, Any, np.ndarray]):
                 turns.enter_context(self.envs[number].turn())
             return await ask_together(tool, queries, top_k=self.envs[0].top_k(kind), timeout_s=timeout_s)
 
-    def _finish(self, moves: Mapping[int, Move], results: Mapping[int, SearchResult | ToolError]) -> VectorStepReturn:
+    def _finish(
+        self, moves: Mapping[int, Move], results: Mapping[int, SearchResult | Verdict | ToolError]
+    ) -> VectorStepReturn:
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         infos: dict[str, Any] = {}
         for number, move in moves.items():

@@ -196,7 +196,7 @@ def env_keywords(config: EnvConfig) -> dict[str, Any]:
     """The keywords of ``MMSearchEnv`` a recipe describes, its questions left out."""
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
     kept = {name: value for name, value in values.items() if name not in _ENV_SOURCES}
-    return {**kept, "tools": dict(config.tools) or None}
+    return {**kept, "tools": dict(config.tools) or None, "judge": dict(config.judge) or None}
 
 
 def build_parts(config: RunConfig, place: Place) -> Parts:

@@ -136,8 +136,8 @@ def test_the_documentation_lists_every_field() -> None:
 def test_the_env_section_is_the_environment() -> None:
     settings = {item.name: item.default for item in dataclasses.fields(EnvSettings)}
     ours = {item.name: item.default for item in dataclasses.fields(EnvConfig)}
-    assert set(ours) == (set(settings) | {"questions", "tools"}) - {"history"}
-    for name in set(ours) - {"questions", "tools"}:
+    assert set(ours) == (set(settings) | {"questions", "tools", "judge"}) - {"history"}
+    for name in set(ours) - {"questions", "tools", "judge"}:
         assert ours[name] == settings[name], name
 
 

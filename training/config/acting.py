@@ -37,6 +37,10 @@ class EnvConfig:
         Mapping[str, Any],
         About("Search tool of each kind (image_search, text_search); one left out is the embedded engine."),
     ] = field(default_factory=dict, hash=False)
+    judge: Annotated[
+        Mapping[str, Any],
+        About("Who is asked about an answer that the metric does not give full marks (name, base_url, model)."),
+    ] = field(default_factory=dict, hash=False)
     protocol: Annotated[str, About("How a text means an action.")] = "mmsearch_r1"
     prompts: Annotated[str, About("Prompt set: standard, brief, or a folder.")] = "standard"
     max_rounds: Annotated[int, About("Completions the policy has, the answer included.", "rounds", low=1)] = 3

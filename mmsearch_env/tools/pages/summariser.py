@@ -92,7 +92,8 @@ class ChatSummariser:
         }
         key = None if self.secret is None else Key(self.secret, "header", "Authorization", "Bearer ")
         url = endpoint(self.base_url, "/chat/completions", with_key=key is not None)
-        return _said(await self.client.send(Call("POST", url, body=body, key=key, price_usd=self.price_usd)))
+        reply = await self.client.send(Call("POST", url, body=body, key=key, price_usd=self.price_usd))
+        return text({"said": reply_text(reply)}, "said", most=MAX_SUMMARY_CHARACTERS)
 
     async def aclose(self) -> None:
         """Close connections; may be called twice."""
@@ -126,16 +127,17 @@ def chat_client(budget: Budget | None = None, limits: ServiceLimits | None = Non
     return HttpClient("chat", judge=_judge_chat, limits=limits, budget=budget)
 
 
-def _said(reply: Reply) -> str:
+def reply_text(reply: Reply) -> str:
+    """What a chat model said, its thoughts left out. Raises ServiceError where that is nothing."""
     choices = lines(reply.data, "choices")
     message = choices[0].get("message") if choices else None
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(content, str):
         raise ServiceError("chat: expected a message, got none", code=ServiceCode.PROVIDER_FAILED)
-    summary = text({"said": _THOUGHT.sub("", content)}, "said", most=MAX_SUMMARY_CHARACTERS)
-    if not summary:
-        raise ServiceError("chat: expected a summary, got an empty one", code=ServiceCode.TARGET_FAILED)
-    return summary
+    said = _THOUGHT.sub("", content)
+    if not said.strip():
+        raise ServiceError("chat: expected words, got none", code=ServiceCode.TARGET_FAILED)
+    return said
 
 
 def _judge_chat(reply: Reply) -> ServiceError | None:
