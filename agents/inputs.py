@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from agents.renderer import ChatRenderer
-from agents.vision import ImagePreparer, VisionCache
+from agents.vision import ImagePreparer, VisionCache, is_vision
 from mmsearch_env.images import Image
 
 
@@ -99,7 +99,7 @@ class InputBuilder:
     @property
     def tower_is_frozen(self) -> bool:
         """Whether no parameter of the vision tower is trained, so that its features can be kept."""
-        return not any(p.requires_grad for name, p in self._model.named_parameters() if _is_vision(name))
+        return not any(p.requires_grad for name, p in self._model.named_parameters() if is_vision(name))
 
     @property
     def can_share(self) -> bool:
@@ -224,8 +224,3 @@ def _seen(segments: Sequence[Sequence[int]], length: int) -> torch.Tensor:
     same = padded[:, :, None] == padded[:, None, :]
     seen = (same | (padded[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
     return seen[:, None]
-
-
-def _is_vision(parameter_name: str) -> bool:
-    """Whether a parameter belongs to the vision tower or to what joins it to the language model."""
-    return any(word in parameter_name for word in ("visual", "vision", "multi_modal_projector", "connector"))

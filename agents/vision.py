@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from mmsearch_env.errors import PolicyError
 from mmsearch_env.images import Image
 
 _TOWER_BATCH = 64
@@ -39,12 +40,16 @@ class ByteCache(Generic[T]):
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
-    def put(self, key: Hashable, value: T, size: int) -> None:
-        """Keep ``value`` of ``size`` bytes and let the least recently used go."""
+    def put(self, key: Hashable, value: T, size: int) -> list[tuple[Hashable, T, int]]:
+        """Keep ``value`` of ``size`` bytes and let the least recently used go; those that went, with their sizes."""
         self._used += size - (self._kept.pop(key)[1] if key in self._kept else 0)
         self._kept[key] = (value, size)
+        gone = []
         while self._used > self._room and len(self._kept) > 1:
-            self._used -= self._kept.popitem(last=False)[1][1]
+            old, (let_go, freed) = self._kept.popitem(last=False)
+            self._used -= freed
+            gone.append((old, let_go, freed))
+        return gone
 
     def drop(self, key: Hashable) -> None:
         """Let an entry go, if it is there."""
@@ -87,13 +92,23 @@ class ImagePreparer:
 
 
 class VisionCache:
-    """Features of pictures under a frozen tower, kept where the model is."""
+    """Features of pictures under a frozen tower, kept where the model is; what no longer fits there, in host memory."""
 
-    def __init__(self, model: Any, preparer: ImagePreparer, *, cache_bytes: int = 2 * _GIB) -> None:
-        """Args: model: a transformers image-text-to-text model; cache_bytes: how much is kept."""
+    def __init__(
+        self, model: Any, preparer: ImagePreparer, *, cache_bytes: int = 2 * _GIB, host_bytes: int = 8 * _GIB
+    ) -> None:
+        """
+        Args:
+            model: a transformers image-text-to-text model.
+            preparer: runs its image processor.
+            cache_bytes: how much is kept on the model's device.
+            host_bytes: how much of what had to go from there is kept in host memory; for a model that is there itself
+                it is room all the same.
+        """
         self._model = model
         self._preparer = preparer
         self._kept: ByteCache[Any] = ByteCache(cache_bytes)
+        self._host: ByteCache[Any] = ByteCache(host_bytes)
         self._lock = threading.Lock()
         self.tower_calls = 0
         """Pictures that went through the tower."""
@@ -103,7 +118,9 @@ class VisionCache:
         if not images:
             return {}
         with self._lock:
-            found = {i.digest: self._kept.get(i.digest) for i in images if i.digest in self._kept}
+            found = {
+                i.digest: self._known(i.digest) for i in images if i.digest in self._kept or i.digest in self._host
+            }
             missing = list({i.digest: i for i in images if i.digest not in found}.values())
             for start in range(0, len(missing), _TOWER_BATCH):
                 part = missing[start : start + _TOWER_BATCH]
@@ -112,14 +129,40 @@ class VisionCache:
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Image]) -> Iterator[Any]:
-        device = next(self._model.parameters()).device
+        device = self._device
+        trained = next(
+            (name for name, one in self._model.named_parameters() if one.requires_grad and is_vision(name)), ""
+        )
+        if trained:
+            raise PolicyError(
+                f"expected a frozen vision tower to keep features of, got one whose {trained} is trained; give the "
+                "model pixels, or freeze it"
+            )
         inputs = {name: value.to(device) for name, value in self._preparer.many(images).items()}
         output = self._model.get_image_features(**inputs, return_dict=True)
         self.tower_calls += len(images)
         for position, image in enumerate(images):
             one = _pick(output, position)
-            self._kept.put(image.digest, one, sum(feature.nbytes for feature in _tensors(one)))
+            self._keep(image.digest, one, sum(feature.nbytes for feature in _tensors(one)))
             yield one
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self._model.parameters()).device
+        return device
+
+    def _known(self, digest: str) -> Any:
+        """A picture's features, where the model is."""
+        if digest in self._kept:
+            return self._kept.get(digest)
+        one = _moved(self._host.get(digest), self._device)
+        self._host.drop(digest)
+        self._keep(digest, one, sum(feature.nbytes for feature in _tensors(one)))
+        return one
+
+    def _keep(self, digest: str, one: Any, size: int) -> None:
+        for old, let_go, freed in self._kept.put(digest, one, size):
+            self._host.put(old, _moved(let_go, torch.device("cpu")), freed)
 
 
 def _pick(output: Any, position: int) -> Any:
@@ -132,6 +175,22 @@ def _pick(output: Any, position: int) -> Any:
     if deep is not None:
         one["deepstack_features"] = [[layer[position].clone()] for layer in deep]
     return one
+
+
+def _moved(one: Any, device: torch.device) -> Any:
+    """One picture's features on a device."""
+    moved = type(one)()
+    pooled = one.pooler_output
+    moved["pooler_output"] = pooled.to(device) if torch.is_tensor(pooled) else [part.to(device) for part in pooled]
+    deep = getattr(one, "deepstack_features", None)
+    if deep is not None:
+        moved["deepstack_features"] = [[part.to(device) for part in layer] for layer in deep]
+    return moved
+
+
+def is_vision(parameter_name: str) -> bool:
+    """Whether a parameter belongs to the vision tower or to what joins it to the language model."""
+    return any(word in parameter_name for word in ("visual", "vision", "multi_modal_projector", "connector"))
 
 
 def _join(outputs: Sequence[Any]) -> Any:

@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, noise
 
 from agents.vision import ByteCache, ImagePreparer, VisionCache
+from mmsearch_env.errors import PolicyError
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -41,15 +42,28 @@ def test_kept_features_are_the_towers_own(family: str) -> None:
     model, processor = FAMILIES[family]()
     model.requires_grad_(False)
     pictures = [noise(1, 84, 56), noise(2, 168, 112), noise(1, 84, 56), noise(3, 112, 112)]
-    for cache_bytes in (1 << 30, 1):
-        cache = VisionCache(model, ImagePreparer(processor, cache_bytes=cache_bytes), cache_bytes=cache_bytes)
+    for cache_bytes, host_bytes in ((1 << 30, 1), (1, 1 << 30), (1, 1)):
+        preparer = ImagePreparer(processor, cache_bytes=cache_bytes)
+        cache = VisionCache(model, preparer, cache_bytes=cache_bytes, host_bytes=host_bytes)
         for _ in range(2):
             kept = cache.features(pictures)["mm_encoder_outputs"]["image"]
             for picture, feature in zip(pictures, kept.pooler_output, strict=True):
                 inputs = processor.image_processor([picture.to_pil()], return_tensors="pt")
                 alone = model.get_image_features(**inputs, return_dict=True)
                 torch.testing.assert_close(feature, alone.pooler_output[0], atol=1e-5, rtol=1e-5)
-        assert cache.tower_calls == (3 if cache_bytes > 1 else 5)  # with no room the last one is kept alone
+        # with no room anywhere the last two are kept alone, one here and one there
+        assert cache.tower_calls == (3 if cache_bytes * host_bytes > 1 else 4)
+
+
+def test_features_of_a_tower_that_is_trained_are_refused() -> None:
+    model, processor = FAMILIES["qwen2_5_vl"]()
+    model.requires_grad_(False)
+    trained = next(name for name, _ in model.named_parameters() if "visual" in name)
+    dict(model.named_parameters())[trained].requires_grad_(True)
+    with pytest.raises(
+        PolicyError, match=f"expected a frozen vision tower to keep features of, got one whose {trained}"
+    ):
+        VisionCache(model, ImagePreparer(processor)).features([noise(1, 84, 56)])
 
 
 def test_grids_need_no_pixels_twice() -> None:
