@@ -26,6 +26,8 @@ _SHOWN = (
     ("accuracy", "episode/accuracy", "{:.0%}"),
     ("search", "episode/search_ratio", "{:.0%}"),
     ("tokens/s", "speed/sampled_tokens_per_s", "{:.0f}"),
+    ("play", "speed/rollout_share", "{:.0%}"),
+    ("learn", "speed/learn_share", "{:.0%}"),
 )
 _DOING = {"rollout": "playing", "learn": "learning"}
 

@@ -105,6 +105,8 @@ SHOWN = {
     "episode/search_ratio": 1.0,
     "speed/sampled_tokens_per_s": 123.4,
     "speed/iteration_s": 2.0,
+    "speed/rollout_share": 0.43,
+    "speed/learn_share": 0.55,
 }
 
 
@@ -114,16 +116,17 @@ def test_without_a_terminal_progress_is_a_line_per_iteration() -> None:
     with progress.shown(), progress.phase("rollout"):
         progress.iteration(1, SHOWN, [])
     assert text.getvalue() == (
-        "iteration  1/31  reward 0.500  accuracy 25%  search 100%  tokens/s 123  2.0 s  left 0:01:00\n"
+        "iteration  1/31  reward 0.500  accuracy 25%  search 100%  tokens/s 123  play 43%  learn 55%  2.0 s  "
+        "left 0:01:00\n"
     )
 
 
 def test_on_a_terminal_progress_is_a_bar_with_the_time_left() -> None:
     text = StringIO()
-    progress = RunProgress(Console(file=text, width=140, force_terminal=True), total=2, done=0)
+    progress = RunProgress(Console(file=text, width=160, force_terminal=True), total=2, done=0)
     with progress.shown(), progress.phase("learn"):
         progress.iteration(1, SHOWN, [])
-    for part in ("learning", "1/2", "reward 0.500", "accuracy 25%", "search 100%", "left"):
+    for part in ("learning", "1/2", "reward 0.500", "accuracy 25%", "search 100%", "learn 55%", "left"):
         assert part in text.getvalue()
 
 

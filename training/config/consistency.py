@@ -33,6 +33,11 @@ def check_together(config: RunConfig) -> None:
             f"algorithm.correction_cap: expected {AlgorithmConfig().correction_cap:g} with correction 'none', got "
             f"{algorithm.correction_cap:g}; choose a correction"
         )
+    if not algorithm.overlong_tokens and algorithm.overlong_margin != AlgorithmConfig().overlong_margin:
+        raise ConfigError(
+            f"algorithm.overlong_margin: expected {AlgorithmConfig().overlong_margin} with overlong_tokens 0, got "
+            f"{algorithm.overlong_margin}; set algorithm.overlong_tokens"
+        )
     if config.output.tracker == "none" and config.output.project != OutputConfig().project:
         raise ConfigError(
             f"output.project: expected {OutputConfig().project!r} with tracker 'none', got {config.output.project!r}; "
