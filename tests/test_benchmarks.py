@@ -18,6 +18,7 @@ REPORTED = {
     "episodes": "ways",
     "trainer": "table",
     "trainer_growth": "table",
+    "overlap": "table",
 }
 
 
