@@ -49,6 +49,7 @@ def write_recording(folder: Path, trajectories: Iterable[Trajectory]) -> int:
     count = 0
     try:
         (folder / _PICTURES).mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(folder / _LINES)
         with (folder / _LINES).open("a", encoding="utf-8") as lines:
             for trajectory in trajectories:
                 for image in trajectory.images:
@@ -70,7 +71,8 @@ def read_recording(folder: Path) -> list[Trajectory]:
     """
     path = folder / _LINES
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # what a kill cut off is not a line
+        lines = whole.splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a recording, got {error}") from error
     pictures: dict[str, Image] = {}
@@ -85,6 +87,15 @@ def read_recording(folder: Path) -> list[Trajectory]:
         except (ValueError, TypeError, AttributeError, DataError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
     return found
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Take away what a killed process wrote of its last line."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 def _keep(folder: Path, image: Image) -> None:

@@ -19,6 +19,7 @@ from mmsearch_env.questions import Question
 from training.advantages import has_signal
 from training.config import RunConfig
 from training.engine import Engine
+from training.interrupt import StopRequest
 from training.metrics import is_played
 from training.order import one_pass, positions_of, seed_of, spare_positions
 from training.schedules import search_penalty_at
@@ -56,8 +57,15 @@ class _Played:
 class Actor:
     """Plays iterations in order, each when it is asked for or while the one before it is learnt from."""
 
-    def __init__(self, task: Task, config: RunConfig, engine: Engine) -> None:
-        """Args: task: what is played; config: the recipe; engine: knows the other ranks."""
+    def __init__(self, task: Task, config: RunConfig, engine: Engine, stop: StopRequest | None = None) -> None:
+        """
+        Args:
+            task: what is played.
+            config: the recipe.
+            engine: knows the other ranks.
+            stop: whether somebody asked the run to end; then nothing more is played ahead.
+        """
+        self._stop = stop or StopRequest()
         self._task = task
         self._config = config
         self._engine = engine
@@ -72,7 +80,7 @@ class Actor:
             BudgetError: on all ranks, when a search tool may not be asked any more on one of them.
         """
         staleness = int(self._ahead is not None and self._ahead[0] == iteration)
-        with self._one_for_all():
+        with one_for_all(self._engine):
             played = self._awaited() if staleness else self._play_now(iteration)
         self._begin(iteration + 1)
         learnt_from = self._placed(played.groups)
@@ -116,7 +124,8 @@ class Actor:
         """
         self._ahead = None
         is_saved = iteration % self._config.output.save_every == 0
-        if self._thread is not None and iteration < self._config.iterations and not is_saved:
+        is_wanted = iteration < self._config.iterations and not self._stop.made
+        if self._thread is not None and is_wanted and not is_saved:
             self._task.catch_up()
             self._ahead = (iteration, self._thread.submit(self._play, iteration))
 
@@ -179,7 +188,7 @@ class Actor:
         start = time.perf_counter()
         positions = spare_positions(iteration, draw, each_pass=self._each_pass, seed=self._config.seed)[: len(empty)]
         seed = seed_of(self._config.seed, _SPARE, iteration, draw)
-        with self._one_for_all(), self._engine.gathered():
+        with one_for_all(self._engine), self._engine.gathered():
             groups = self._groups(self._at(positions)[self._mine], seed, times_before(positions)[self._mine], iteration)
         better = {
             place: group
@@ -199,16 +208,17 @@ class Actor:
         everywhere = {int(number) for text in texts for number in text.split(",") if number}
         return sorted(set(range(self._config.rollout.questions_per_iteration)) - everywhere)
 
-    @contextmanager
-    def _one_for_all(self) -> Iterator[None]:
-        """Where a budget ends playing on any rank, it ends on all."""
-        spent: BudgetError | None = None
-        try:
-            yield
-        except BudgetError as error:
-            spent = error
-        if self._engine.largest({"spent": float(spent is not None)})["spent"]:
-            raise spent or BudgetError("expected a budget for every process, got one that is spent; see its message")
+
+@contextmanager
+def one_for_all(engine: Engine) -> Iterator[None]:
+    """Where a budget ends playing on any rank, it ends on all. Raises BudgetError."""
+    spent: BudgetError | None = None
+    try:
+        yield
+    except BudgetError as error:
+        spent = error
+    if engine.largest({"spent": float(spent is not None)})["spent"]:
+        raise spent or BudgetError("expected a budget for every process, got one that is spent; see its message")
 
 
 def _teaches(group: Group) -> bool:

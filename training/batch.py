@@ -192,6 +192,16 @@ def _cut(examples: Sequence[Example], token_budget: int) -> list[_Groups]:
     return batches
 
 
+def tokens_run(examples: Sequence[Example], *, shared: bool) -> int:
+    """Padded tokens of one batch of these, prompts that several have counted once where the policy shares them."""
+    if not shared:
+        return len(examples) * max((example.length for example in examples), default=0)
+    groups = _Groups()
+    for example in examples:
+        groups.add(example)
+    return groups.cost
+
+
 class _Groups:
     """A batch of groups that is being filled."""
 

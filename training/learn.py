@@ -15,7 +15,15 @@ from torch import Tensor
 from agents.trajectory import Completion, FinishReason, Group, Trajectory, Turn
 from mmsearch_env.errors import PolicyError
 from training.algorithms import Algorithm, StateValues, UpdateSize
-from training.batch import CriticTargets, Example, TokenBatch, collate, micro_batches, micro_batches_of_groups
+from training.batch import (
+    CriticTargets,
+    Example,
+    TokenBatch,
+    collate,
+    micro_batches,
+    micro_batches_of_groups,
+    tokens_run,
+)
 from training.engine import Engine
 from training.learning_record import LearningRecord
 from training.task import TokenScores, TrainablePolicy
@@ -40,10 +48,11 @@ class TokenBudget:
     """How many padded tokens go through one forward pass; less where memory turned out to be short."""
 
     tokens: int
+    is_short: bool = False
 
     def halve(self) -> None:
         """Memory was short."""
-        self.tokens = max(1, self.tokens // 2)
+        self.tokens, self.is_short = max(1, self.tokens // 2), True
         _log.warning("memory is short: passes of at most %d tokens from now on", self.tokens)
 
 
@@ -86,7 +95,7 @@ class Learner:
 
     def update(
         self,
-        prepared: Sequence[MicroBatch],
+        prepared: list[MicroBatch],
         record: LearningRecord,
         *,
         learning_rate: float,
@@ -95,7 +104,8 @@ class Learner:
         """One optimiser step.
 
         Args:
-            prepared: this rank's micro-batches; those without examples are there for other ranks' sake.
+            prepared: this rank's micro-batches; those without examples are there for other ranks' sake. Where memory
+                is short they become shorter, and stay so for later epochs.
             record: what is learnt about the update is added here.
             learning_rate: of this step.
             measure_gap: whether no update of this iteration has been applied yet.
@@ -106,14 +116,18 @@ class Learner:
         size = self._size([example for part, _ in prepared for example in part])
         if not size.tokens:
             return None
+        if self.budget.is_short:
+            prepared[:] = self._shortened(prepared)
         added = LearningRecord.of(self.algorithm)
         fits = self._backward(prepared, added, size=size, measure_gap=measure_gap)
         if self.engine.largest({"short": float(not fits)})["short"]:
             self.engine.drop_gradients()
+            self._expect_divisible(prepared)
             self.budget.halve()
-            return self.update(self._halved(prepared), record, learning_rate=learning_rate, measure_gap=measure_gap)
+            return self.update(prepared, record, learning_rate=learning_rate, measure_gap=measure_gap)
         norm = self.engine.step(learning_rate)
-        if not math.isfinite(norm) and not added.suspects:  # it was not the loss; then it may be any of them
+        if not math.isfinite(norm) and not self.engine.largest({"suspects": float(len(added.suspects))})["suspects"]:
+            # No loss on any rank; then it may be any of them.
             added.suspects += [example.trajectory for part, _ in prepared for example in part]
         record.include(added)
         return norm
@@ -138,28 +152,36 @@ class Learner:
                 if not torch.isfinite(terms.loss):
                     record.suspects += [example.trajectory for example in part]
         except RuntimeError as error:
-            if not _is_shortage(error) or self.engine.passes_in_step:
+            if not _is_shortage(error):
                 raise
+            if not self.engine.can_drop_gradients:
+                raise PolicyError(
+                    f"expected memory for passes of {self.budget.tokens} tokens, got too little: {error}; resume with "
+                    "a smaller engine.micro_batch_tokens"
+                ) from error
             return False
         return True
 
-    def _halved(self, prepared: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """The same in parts of half as many examples. Raises PolicyError where there is one example in each already."""
+    def _expect_divisible(self, prepared: Sequence[MicroBatch]) -> None:
+        """Raises PolicyError, on all ranks, where no rank has a micro-batch of more than one example."""
         largest = max((len(part) for part, _ in prepared), default=0)
         if self.engine.largest({"examples": float(largest)})["examples"] <= 1:
             longest = max((example.length for part, _ in prepared for example in part), default=0)
             raise PolicyError(
-                f"expected memory for one episode of {longest} tokens, got too little; set "
-                "engine.gradient_checkpointing=true, or a smaller rollout.max_context_tokens"
+                f"expected memory for one episode of {longest} tokens, got too little; resume with "
+                "engine.gradient_checkpointing=true"
             )
-        halves = [
-            half
-            for part, batch in prepared
-            for half in (_split(part, batch, self.policy) if len(part) > 1 else [(part, batch)])
-        ]
-        rounds = int(self.engine.largest({"rounds": float(len(halves))})["rounds"])
-        idle = self._collated((_IDLE,))
-        return [*halves, *[((), idle)] * (rounds - len(halves))]
+
+    def _shortened(self, prepared: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The same in parts that fit the budget, as far as single examples do."""
+        waiting, fitting = list(reversed(prepared)), list[MicroBatch]()
+        while waiting:
+            part, batch = waiting.pop()
+            if len(part) > 1 and tokens_run(part, shared=self.policy.shares_prompts) > self.budget.tokens:
+                waiting += reversed(_split(part, batch, self.policy))
+            else:
+                fitting.append((part, batch))
+        return fitting
 
     def metrics(self, record: LearningRecord) -> dict[str, float]:
         """The algorithm's metrics, the sampler-trainer gap and the token count of an iteration, over all ranks."""

@@ -31,7 +31,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that one process needs.
+    """Bytes that one process needs on its device.
 
     Attributes:
         frozen: parameters that are not trained.
@@ -115,12 +115,13 @@ def estimate(config: RunConfig, shapes: Shapes, *, processes: int) -> Memory:
     text = base_model(shapes.model).config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+    on_device = 0.0 if engine.offload == "cpu" else 1.0
     one_layer = shapes.layer_bytes if engine.gradient_checkpointing else 0.0
     return Memory(
-        frozen=shapes.frozen * width * share[3],
-        trained=4.0 * shapes.trained * (share[3] + (share[1] if stage else 0.0)),
+        frozen=shapes.frozen * width * share[3] * on_device,
+        trained=4.0 * shapes.trained * (share[3] + (share[1] if stage else 0.0)) * on_device,
         gradients=4.0 * shapes.trained * share[2],
-        optimiser=8.0 * shapes.trained * share[1],
+        optimiser=8.0 * shapes.trained * share[1] * on_device,
         activations=(shapes.activation_bytes + one_layer) * engine.micro_batch_tokens,
         logits=4.0 * _LOGITS_HELD * text.vocab_size,
         keys_values=float(token) * config.rollout.live_episodes * config.rollout.max_context_tokens,

@@ -21,7 +21,7 @@ from agents.trajectory import Trajectory
 from mmsearch_env.errors import ConfigError
 from mmsearch_env.questions import Question
 from training import checkpoint, curves, report
-from training.acting import Actor
+from training.acting import Actor, one_for_all
 from training.algorithms import Algorithm
 from training.checkpoint import Checkpoint
 from training.config import RunConfig
@@ -83,7 +83,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
     else:
         console.print(f"resuming after iteration {counters.iteration} of {config.iterations}")
     progress = RunProgress(console, total=config.iterations, done=counters.iteration)
-    actor = Actor(parts.task, config, engine)
+    actor = Actor(parts.task, config, engine, stop)
     writer = checkpoint.Writer(folder.checkpoints, keep=config.output.keep)
     run = Run(
         config=config,
@@ -273,6 +273,6 @@ def _evaluate(parts: Parts, engine: Engine, path: Path, when: str, console: Cons
 def _evaluated(task: Task, engine: Engine, questions: Sequence[Question]) -> Evaluation:
     """The questions shared out over the ranks, the whole result on every rank."""
     place = engine.place
-    with engine.gathered():
+    with one_for_all(engine), engine.gathered():
         mine = task.evaluate(questions[place.rank :: place.world_size])
     return report.merged([json.loads(text) for text in engine.texts(json.dumps(mine.to_json()))])

@@ -66,6 +66,7 @@ def fit(
     plan: SupervisedPlan,
     *,
     adam: AdamSettings,
+    zero_stage: int = 1,
     stage: Stage = NOT_KEPT,
     on_update: Callable[[int, float], Any] = lambda update, loss: None,
 ) -> None:
@@ -76,6 +77,7 @@ def fit(
         place: where this process stands.
         plan: how long and how fast.
         adam: the optimiser's settings.
+        zero_stage: at most 2; see :class:`~training.engine.Engine`.
         stage: where it is kept, so that a killed run goes on.
         draw: called once per update on every rank; ranks draw different trajectories.
         on_update: told the update's number and its mean loss in nats per token.
@@ -83,7 +85,7 @@ def fit(
     done = stage.weights_into(policy.scorer)
     if done >= plan.updates:
         return
-    with closing(Engine(policy.scorer, place=place, adam=adam)) as engine:
+    with closing(Engine(policy.scorer, place=place, adam=adam, zero_stage=zero_stage)) as engine:
         stage.optimiser_into(engine)
         for update in range(done, plan.updates):
             loss = _update(engine, policy, draw(update), plan, plan.rate(update))

@@ -125,7 +125,8 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
         values["reward/search_penalty"] = acted.search_penalty
         counters = replace(counters, iteration=iteration + 1, episodes=counters.episodes + int(sums["episodes"]))
         if _due(config.evaluation.every, counters.iteration):
-            values.update(run.evaluate(counters))
+            with _saved_beyond_budget(run, counters):
+                values.update(run.evaluate(counters))
         for watcher in run.watchers:
             watcher.iteration(
                 counters.iteration, {**values, **clock.metrics(sums, learnt, acted.seconds)}, acted.groups
@@ -142,7 +143,7 @@ def train(run: Run, counters: Counters = Counters()) -> Counters:
 
 @contextmanager
 def _saved_beyond_budget(run: Run, counters: Counters) -> Iterator[None]:
-    """Where a budget ends a rollout, what is learnt is saved before the run ends. Raises BudgetError."""
+    """Where a budget ends a rollout or an evaluation, what is learnt is saved first. Raises BudgetError."""
     try:
         yield
     except BudgetError:
@@ -162,19 +163,21 @@ def _learn(
     count = len(parts) * config.algorithm.epochs
     updates = [run.learner.prepare(examples, updates=count) for examples in parts]
     rates, norms = learning_rate_of(config), list[float]()
-    for _ in range(config.algorithm.epochs):
-        for prepared in updates:
-            norm = run.learner.update(
-                prepared,
-                record,
-                learning_rate=rates.at(counters.updates),
-                measure_gap=counters.updates == first_update,
-            )
-            if norm is not None:
-                norms.append(norm)
-                counters = _counted(counters, norm)
-    if record.suspects:
-        run.set_aside(counters, record.suspects)
+    try:
+        for _ in range(config.algorithm.epochs):
+            for prepared in updates:
+                norm = run.learner.update(
+                    prepared,
+                    record,
+                    learning_rate=rates.at(counters.updates),
+                    measure_gap=counters.updates == first_update,
+                )
+                if norm is not None:
+                    norms.append(norm)
+                    counters = _counted(counters, norm)
+    finally:
+        if record.suspects:
+            run.set_aside(counters, record.suspects)
     applied = [norm for norm in norms if math.isfinite(norm)]
     return counters, {
         **run.learner.metrics(record),
@@ -204,8 +207,8 @@ def _counted(counters: Counters, norm: float) -> Counters:
     if skipped == _SKIPS_ALLOWED:
         raise PolicyError(
             f"expected a finite gradient, got {skipped} updates in a row without one, in iteration "
-            f"{counters.iteration + 1}; their episodes are kept in the run's folder (skipped/), resume from the last "
-            "checkpoint with a smaller optimiser.learning_rate"
+            f"{counters.iteration + 1}; their episodes are kept in the run's folder (skipped/). Begin a run with a "
+            "smaller optimiser.learning_rate and policy.adapter=<the last checkpoint's adapter>"
         )
     return replace(counters, updates=counters.updates + 1, skipped_in_row=skipped)
 
@@ -219,9 +222,11 @@ def _updates(run: Run, credited: Mapping[int, Sequence[Example]]) -> list[list[E
     """
     config = run.config
     per_update = config.algorithm.questions_per_update or config.rollout.questions_per_iteration
+    # A critic learns from every episode.
+    keeps_all = run.algorithm.needs_values or not config.algorithm.drop_groups_without_signal
     parts: list[dict[int, Sequence[Example]]] = [{} for _ in range(config.updates_per_epoch)]
     for place, examples in credited.items():
-        if not config.algorithm.drop_groups_without_signal or any(item.advantages.any() for item in examples):
+        if keeps_all or any(item.advantages.any() for item in examples):
             parts[place // per_update][place] = examples
     return [[example for group in balanced(part, run.engine).values() for example in group] for part in parts]
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.recording import read_recording, to_json
 from agents.trajectory import Trajectory
-from mmsearch_env.errors import DataError, MMSearchError
+from mmsearch_env.errors import ConfigError, DataError, MMSearchError
 from training import checkpoint
 from training.compose import adam_settings, build_policy
 from training.config import RunConfig
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     try:
         config = read_config(options.recipe, options.overrides)
+        if config.engine.zero_stage == 3:
+            raise ConfigError("engine.zero_stage: expected at most 2 for a warm start, got 3")
         episodes = _chosen(read_recording(options.recording), least_reward=options.least_reward)
         place = join(timeout_s=config.engine.timeout_s)
         try:
@@ -62,7 +64,7 @@ def batch_at(update: int, *, episodes: int, size: int, seed: int, place: Place) 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.warm_start", description=__doc__)
-    parser.add_argument("recipe", help="whose policy, engine and optimiser are used")
+    parser.add_argument("recipe", help="whose policy, engine and optimiser are used, but for its schedule")
     parser.add_argument("recording", type=Path, help="folder of a recording")
     parser.add_argument("--folder", type=Path, required=True, help="where the adapter goes")
     parser.add_argument("--least-reward", type=float, default=0.5, help="of an episode worth learning (%(default)s)")
@@ -105,6 +107,7 @@ def _trained(config: RunConfig, options: argparse.Namespace, episodes: list[Traj
             ],
             plan,
             adam=adam_settings(config),
+            zero_stage=config.engine.zero_stage,
             stage=Stage(options.folder / "stage", made_of=_made_of(config, options, episodes), every=20),
             on_update=lambda update, loss: bar.update(
                 task, completed=update + 1, description=f"{len(episodes)} episodes, {loss:.3f} nats a token"

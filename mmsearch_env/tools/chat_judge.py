@@ -48,8 +48,8 @@ class ChatJudge:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model and its task."""
-        return {"model": self.model, "task": _TASK}
+        """The model, where it is, and its task."""
+        return {"model": self.model, "base_url": self.base_url, "task": _TASK}
 
     async def verdict(self, question: str, accepted: Sequence[str], answer: str) -> float:
         """1 for yes, 0 for no."""

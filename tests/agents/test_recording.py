@@ -49,7 +49,7 @@ def damaged(folder: Path, damage: str) -> None:
     elif damage == "list":
         plain = ["a", "list"]
     first = json.dumps(plain) if damage != "no json" else first
-    lines.write_text("\n".join([first, *rest]))
+    lines.write_text("\n".join([first, *rest, ""]))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,15 @@ def test_damage_is_told_with_its_line(episodes: list[Trajectory], tmp_path: Path
     damaged(tmp_path, damage)
     with pytest.raises(DataError, match=message):
         read_recording(tmp_path)
+
+
+def test_what_a_kill_cut_off_is_passed_over_and_gone_on_from(episodes: list[Trajectory], tmp_path: Path) -> None:
+    write_recording(tmp_path, episodes[:2])
+    lines = tmp_path / "trajectories.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-40])
+    assert read_recording(tmp_path) == episodes[:1]
+    write_recording(tmp_path, episodes[2:])
+    assert read_recording(tmp_path) == [episodes[0], episodes[2]]
 
 
 def test_a_folder_without_a_recording_is_told(tmp_path: Path) -> None:

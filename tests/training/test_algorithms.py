@@ -209,6 +209,10 @@ def test_advantages_are_normalised_over_the_batch_but_for_groups_without_signal(
     flat = [[of_turns(one)[0] for one in group] for group in credited(reinforce_pp(baseline="batch"), groups)]
     returns = np.array([1.0, 0.0, 3.0, 0.0, 1.0, 1.0])
     assert np.concatenate(flat) == pytest.approx((returns - returns.mean()) / returns.std(), abs=1e-5)
+    # a group that earned nothing at all is below the mean like any other
+    apart = [Group("p", (played(0.0), played(0.0))), Group("q", (played(1.0), played(1.0)))]
+    found = [[of_turns(one)[0] for one in group] for group in credited(reinforce_pp(baseline="batch"), apart)]
+    assert found == [pytest.approx([-1.0, -1.0], abs=1e-5), pytest.approx([1.0, 1.0], abs=1e-5)]
 
 
 def test_a_long_episode_loses_up_to_one() -> None:

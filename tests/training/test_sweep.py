@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_main import RECIPE, SIZE
+from tiny_run import RECIPE, saved_model
 
 from training import sweep
 from training.folder import Folder
-from training.tiny_lmm.architecture import tiny_model, tiny_processor, trained_tokeniser
 
 
 def outcome(number: int, *, reward: float, searched: float) -> dict[str, object]:
@@ -48,9 +47,7 @@ def test_a_row_is_the_change_over_seeds(tmp_path: Path) -> None:
 
 
 def test_it_trains_each_value_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokeniser = trained_tokeniser(["which country has this flag"] * 20, SIZE, ["<answer>", "</answer>"])
-    tiny_model(tokeniser, SIZE, seed=0).save_pretrained(tmp_path / "model")
-    tiny_processor(tokeniser, SIZE).save_pretrained(tmp_path / "model")
+    saved_model(tmp_path / "model")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     arguments = [
         str(tmp_path / "recipe.yaml"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_main import SIZE
+from tiny_run import saved_model
 
 from agents.__main__ import main as agents_main
 from agents.lmm import LMMPolicy
@@ -14,7 +14,6 @@ from agents.lora import LoRASettings
 from agents.recording import read_recording
 from training import warm_start
 from training.engine import Place
-from training.tiny_lmm.architecture import tiny_model, tiny_processor, trained_tokeniser
 from training.warm_start import batch_at
 
 
@@ -35,11 +34,7 @@ def test_every_pass_goes_over_all_episodes_on_all_ranks() -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2.5-VL of a few thousand random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    tokeniser = trained_tokeniser(["which country has this flag"] * 20, SIZE, ["<answer>", "</answer>"])
-    tiny_model(tokeniser, SIZE, seed=0).save_pretrained(folder)
-    tiny_processor(tokeniser, SIZE).save_pretrained(folder)
-    return folder
+    return saved_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

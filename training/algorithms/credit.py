@@ -97,25 +97,27 @@ class Plain:
 class BatchNormalised:
     """Another credit's advantages, with mean and standard deviation over the whole iteration taken out.
 
-    Groups that the other credit gives nothing but zeros have no part in it and keep their zeros.
-
     REINFORCE++, Hu et al. 2025 (arXiv 2501.03262), eq. 9.
 
     Attributes:
         of: the other credit.
+        over: ``"signal"``: groups that the other credit gives nothing but zeros, because all their episodes did alike,
+            have no part in it and keep their zeros; ``"all"``: a zero is a number like others.
     """
 
     of: Credit
+    over: Literal["signal", "all"] = "signal"
 
     def __call__(self, rewards: TurnValues, total: Total) -> TurnValues:
         """Advantages of turns."""
         credited = self.of(rewards, total)
         # One number an episode, so that long episodes do not weigh more.
-        firsts = [float(episode[0]) for group in credited if _any(group) for episode in group]
+        counted = [self.over == "all" or _any(group) for group in credited]
+        firsts = [float(one[0]) for group, counts in zip(credited, counted, strict=True) if counts for one in group]
         mean, std = spread(firsts, total)
         return [
-            [whitened(episode, mean=mean, std=std) if _any(group) else episode for episode in group]
-            for group in credited
+            [whitened(episode, mean=mean, std=std) if counts else episode for episode in group]
+            for group, counts in zip(credited, counted, strict=True)
         ]
 
 

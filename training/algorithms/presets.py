@@ -145,8 +145,9 @@ def reinforce_pp(
     with Aᵢ = Rᵢ - R̄ (baseline "group", "REINFORCE++ with baseline") or Aᵢ = Rᵢ (baseline "batch"). The divergence is a
     term of the loss and not of the reward.
     """
-    credit = GroupRelative("none", returns) if baseline == "group" else Plain(returns)
-    return PolicyGradient(BatchNormalised(credit), TokenClipped(clip_low, clip_high), "token", **shared)
+    by_group = BatchNormalised(GroupRelative("none", returns))
+    credit = by_group if baseline == "group" else BatchNormalised(Plain(returns), over="all")
+    return PolicyGradient(credit, TokenClipped(clip_low, clip_high), "token", **shared)
 
 
 def ppo(

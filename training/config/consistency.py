@@ -38,6 +38,11 @@ def check_together(config: RunConfig) -> None:
             f"algorithm.overlong_margin: expected {AlgorithmConfig().overlong_margin} with overlong_tokens 0, got "
             f"{algorithm.overlong_margin}; set algorithm.overlong_tokens"
         )
+    if algorithm.overlong_tokens and algorithm.overlong_margin > algorithm.overlong_tokens:
+        raise ConfigError(
+            f"algorithm.overlong_margin: expected at most overlong_tokens ({algorithm.overlong_tokens}), got "
+            f"{algorithm.overlong_margin}; an episode that says nothing would be punished"
+        )
     if config.output.tracker == "none" and config.output.project != OutputConfig().project:
         raise ConfigError(
             f"output.project: expected {OutputConfig().project!r} with tracker 'none', got {config.output.project!r}; "

@@ -45,8 +45,8 @@ class Engine:
         self.place = place
         self.shards_parameters = zero_stage == 3
         """Whether a pass on one rank needs all the others to make one too."""
-        self.passes_in_step = zero_stage >= 2 and place.world_size > 1
-        """Whether a backward pass on one rank waits for the others'."""
+        self.can_drop_gradients = zero_stage < 2
+        """Whether an update can be begun anew: from stage 2 on, gradients are spread out as soon as they are made."""
         self._module = module
         self._stage = zero_stage
         self._named = _trainable(module)
@@ -107,7 +107,7 @@ class Engine:
             self._engine.backward(loss * self.place.world_size, scale_wrt_gas=False)
 
     def drop_gradients(self) -> None:
-        """Forget the gradients added so far. Not where passes are made in step."""
+        """Forget the gradients added so far. Only where ``can_drop_gradients``."""
         with quiet():
             (self._engine if self._stage == 0 else self._engine.optimizer).zero_grad()
 
