@@ -92,11 +92,11 @@ def row_of(value: str, folders: Sequence[Folder]) -> Row:
 
 
 def table(rows: Sequence[Row], *, varied: str, seeds: int) -> Table:
-    """The rows for a terminal; a change that is sure is bold."""
-    shown = Table(title=f"change by training, {seeds} seeds, 95 % intervals")
-    shown.add_column(varied)
-    for column in ("mean reward", "accuracy", "searched", "search gap", "s an iteration"):
-        shown.add_column(column, justify="right")
+    """The rows for a terminal of 80 columns; a change that is sure is bold."""
+    shown = Table(title=f"change by training, {seeds} seeds, 95 % intervals", caption="s: seconds an iteration")
+    shown.add_column(varied.rpartition(".")[2], no_wrap=True)
+    for column in ("reward", "accuracy", "searched", "search gap", "s"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         gap = "" if row.gap is None else _cell(row.gap)
         shown.add_row(row.value, *map(_cell, (row.reward, row.accuracy, row.searched)), gap, f"{row.seconds:.1f}")
@@ -146,7 +146,7 @@ def _changes(sides: Sequence[tuple[Sequence[Outcome], Sequence[Outcome]]], value
 def _cell(change: Estimate) -> str:
     mean_text = f"{change.mean:+.3f}"
     sure = change.low > 0 or change.high < 0
-    return f"{f'[bold]{mean_text}[/]' if sure else mean_text}\n{change.low:+.3f} … {change.high:+.3f}"
+    return f"{f'[bold]{mean_text}[/]' if sure else mean_text}\n{change.low:+.2f}…{change.high:+.2f}"
 
 
 if __name__ == "__main__":
