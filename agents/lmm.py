@@ -99,6 +99,7 @@ class LMMPolicy:
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         device: str = "cpu",
         seed: int = 0,
+        attention: Literal["sdpa", "flash_attention_2"] = "sdpa",
         **settings: Any,
     ) -> Self:
         """A checkpoint folder or a hub id whose files are at hand; with ``lora`` a fresh adapter is added.
@@ -108,7 +109,13 @@ class LMMPolicy:
         """
         processor = load_processor(path)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(str(path), dtype=_DTYPES[dtype])
+            model = AutoModelForImageTextToText.from_pretrained(
+                str(path), dtype=_DTYPES[dtype], attn_implementation=attention
+            )
+        except ImportError as error:
+            raise PolicyError(
+                f"expected what attention {attention!r} needs, got {error}; install it or take 'sdpa'"
+            ) from error
         except (OSError, ValueError) as error:
             raise PolicyError(
                 f"expected an image-text-to-text checkpoint at {str(path)!r}, got {type(error).__name__}: {error}; "

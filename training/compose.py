@@ -52,6 +52,7 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
         limits=SamplingLimits(max_new_tokens=config.rollout.max_new_tokens, temperature=config.rollout.temperature),
         max_context_tokens=config.rollout.max_context_tokens,
         system=settings.system,
+        attention=settings.attention,
         critic=CriticSettings(config.critic.trunk) if config.algorithm.name == "ppo" else None,
         engine=sampling_engine(config),
     )

@@ -274,6 +274,14 @@ def test_a_missing_adapter_and_a_missing_model_are_explained(tmp_path: Path) -> 
         LMMPolicy.load(tmp_path / "nowhere")
 
 
+def test_kernels_that_are_not_installed_are_told(tmp_path: Path) -> None:
+    policy = adapted_policy("qwen2_5_vl")
+    policy.model.unload().save_pretrained(tmp_path)
+    policy.renderer.processor.save_pretrained(tmp_path)
+    with pytest.raises(PolicyError, match="expected what attention 'flash_attention_2' needs, got .*take 'sdpa'"):
+        LMMPolicy.load(tmp_path, attention="flash_attention_2", dtype="bfloat16")
+
+
 def test_a_checkpoint_folder_round_trips(tmp_path: Path) -> None:
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=6))
     with policy.reference():

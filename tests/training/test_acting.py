@@ -201,6 +201,11 @@ def test_the_price_of_a_search_grows_from_a_bonus(place: Place) -> None:
         ),
         ("algorithm.overlong_margin=9", "algorithm.overlong_margin: expected 64 with overlong_tokens 0, got 9"),
         ("algorithm.overlong_tokens=50", "algorithm.overlong_margin: expected at most overlong_tokens .50., got 64"),
+        ("policy.attention=flash_attention_2", "policy.attention: expected 'sdpa' with policy.dtype 'float32'"),
+        (
+            "policy.attention=flash_attention_2 policy.dtype=bfloat16 engine.gradient_checkpointing=true",
+            "policy.attention: expected 'sdpa' with engine.gradient_checkpointing",
+        ),
         ("engine.offload=cpu", "engine.offload: expected 'none' at ZeRO stage 1"),
         ("rollout.staleness=1 engine.zero_stage=3", "rollout.staleness: expected 0 at ZeRO stage 3"),
         ("critic.value_clip=0.5", "critic: expected nothing with algorithm 'grpo'"),

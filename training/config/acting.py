@@ -18,6 +18,12 @@ class PolicyConfig:
         Literal["float32", "bfloat16"],
         About("Number format of the frozen weights; the adapter is always float32."),
     ] = "float32"
+    attention: Annotated[
+        Literal["sdpa", "flash_attention_2"],
+        About(
+            "Attention kernels: torch's own, or the package flash-attn's, which leave padding out (a GPU, bfloat16)."
+        ),
+    ] = "sdpa"
     lora_rank: Annotated[int, About("Rank of the LoRA adapter on the language model.", "dimensions", low=1)] = 16
     lora_alpha: Annotated[float, About("LoRA scale; the adapter's output is multiplied by alpha / rank.", above=0)] = (
         32.0

@@ -55,6 +55,7 @@ def check_together(config: RunConfig) -> None:
         )
     _check_acting(config)
     _check_engine(config.rollout)
+    _check_attention(config)
 
 
 def _check_acting(config: RunConfig) -> None:
@@ -98,6 +99,22 @@ def _check_acting(config: RunConfig) -> None:
         raise ConfigError(
             f"rollout.refills: expected 0 where groups without signal are learnt from, got {rollout.refills}; choose a "
             "group-relative algorithm with algorithm.drop_groups_without_signal"
+        )
+
+
+def _check_attention(config: RunConfig) -> None:
+    """Where the package flash-attn can be used."""
+    if config.policy.attention == "sdpa":
+        return
+    if config.policy.dtype != "bfloat16":
+        raise ConfigError(
+            f"policy.attention: expected 'sdpa' with policy.dtype {config.policy.dtype!r}, got "
+            f"{config.policy.attention!r}; flash-attn takes bfloat16"
+        )
+    if config.engine.gradient_checkpointing or config.engine.zero_stage == 3:
+        raise ConfigError(
+            f"policy.attention: expected 'sdpa' with engine.gradient_checkpointing or ZeRO stage 3, got "
+            f"{config.policy.attention!r}; a group is one long row there, with a mask that flash-attn does not take"
         )
 
 
