@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from mmsearch_env.cache.flight import SingleFlight
 from mmsearch_env.cache.keys import canonical_key
 from mmsearch_env.errors import BudgetError, ConfigError, ToolError
 from mmsearch_env.net.metering import metered
+from mmsearch_env.rendering import plain
 from mmsearch_env.rewards import normalised
 from mmsearch_env.tools.search_tool import FREE, Cost
+
+_log = logging.getLogger(__name__)
 
 FAILED = "judge_failed"
 """The error in ``info`` of an episode whose answer could not be judged."""
@@ -74,6 +78,7 @@ class Verdicts:
         self._kept: OrderedDict[str, float] = OrderedDict()
         self._disk = None if folder is None else _opened(folder)
         self._flights: SingleFlight[Verdict] = SingleFlight()
+        self._failures = 0
 
     async def of(self, question: str, accepted: Sequence[str], answer: str, *, timeout_s: float) -> Verdict | ToolError:
         """The verdict, or the error that takes its place. Nothing a judge does ends an episode, but a BudgetError."""
@@ -93,11 +98,19 @@ class Verdicts:
         except BudgetError:
             raise
         except TimeoutError:
-            return ToolError(f"judge {self._judge.name}: expected a verdict within {timeout_s:g} s", code="timeout")
+            return self._failed(ToolError(f"expected a verdict within {timeout_s:g} s, got none", code="timeout"))
         except ToolError as error:
-            return error
+            return self._failed(error)
         except Exception as error:  # noqa: BLE001  somebody else's judge may raise anything
-            return ToolError(f"judge {self._judge.name}: got {type(error).__name__}: {error}", code="tool_error")
+            return self._failed(ToolError(f"got {type(error).__name__}: {error}", code="tool_error"))
+
+    def _failed(self, error: ToolError) -> ToolError:
+        """The error, told to people too, but not for each of a thousand answers."""
+        self._failures += 1
+        if str(self._failures).strip("0") == "1":  # the first, the tenth, the hundredth ...
+            said, count = plain(str(error)), self._failures
+            _log.warning("judge %s failed %d time(s): %s; the metric's word stands", self._judge.name, count, said)
+        return error
 
     async def _asked(
         self, key: str, request: Mapping[str, Any], question: str, accepted: Sequence[str], answer: str

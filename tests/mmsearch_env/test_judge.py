@@ -106,6 +106,16 @@ def test_a_judge_that_fails_leaves_the_metrics_word(says: Any) -> None:
     assert (info["n_tool_errors"], info["valid"]) == (0.0, 1.0)
 
 
+def test_failures_are_told_but_not_each_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    judge = Scripted(RuntimeError("bug"))
+    for number in range(12):
+        answered(judge, f"answer {number}")
+    assert [record.getMessage().split(" failed ")[1].split(":")[0] for record in caplog.records] == [
+        "1 time(s)",
+        "10 time(s)",
+    ]
+
+
 def test_a_judge_that_takes_too_long_is_not_waited_for() -> None:
     class Slow(Scripted):
         async def verdict(self, question: str, accepted: Sequence[str], answer: str) -> float:
