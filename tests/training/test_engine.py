@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,25 @@ def test_a_restored_optimiser_goes_on_bit_for_bit(place: Place, tmp_path: Path, 
     restored.load_optimiser_state(found.optimiser())
     take_steps(restored, range(3, 6), 2)
     assert torch.equal(weights(other), weights(module))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_parameters_that_learn_at_different_rates_are_restored_too(place: Place, zero_stage: int) -> None:
+    faster = replace(ADAM, rates={"2.": 10.0})
+    module = network()
+    engine = Engine(module, place=place, adam=faster, zero_stage=zero_stage)
+    take_steps(engine, range(3), 2)
+    state = engine.optimiser_state()
+    assert len(state.tensors) == 6
+    other = network()
+    with engine.gathered():
+        other.load_state_dict(module.state_dict())
+    restored = Engine(other, place=place, adam=faster, zero_stage=zero_stage)
+    restored.load_optimiser_state(state)
+    for trained in (engine, restored):
+        take_steps(trained, range(3, 5), 2)
+    with engine.gathered(), restored.gathered():
+        assert torch.equal(weights(other), weights(module))
 
 
 def test_a_state_of_other_parameters_is_refused(place: Place) -> None:

@@ -26,6 +26,11 @@ def gathered_moments(optimiser: Any, named: Named, *, stage: int) -> dict[str, T
     """``"exp_avg/<parameter>"`` and so on, from all ranks; every rank must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
+    if stage in (1, 2):
+        # DeepSpeed links parameters to their moments once, when only the first group's have been made.
+        optimiser._hp_optimizer_states_linked = False
+        optimiser._lazy_init_hp_params_optimizer_state()
+
     def whole(parameter: nn.Parameter, moment: str) -> Tensor:
         found = optimiser.state[parameter][moment] if stage == 0 else safe_get_full_optimizer_state(parameter, moment)
         # A copy: what is saved must not change with the next update.
