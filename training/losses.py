@@ -21,7 +21,7 @@ class Surrogate:
 
     Attributes:
         losses: loss of each token.
-        clipped: bool; where the clipped branch was taken, so that no gradient flows.
+        clipped: bool; sampled tokens whose ratio was clipped.
     """
 
     losses: Tensor
@@ -29,7 +29,7 @@ class Surrogate:
 
 
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
 ) -> Surrogate:
     """The clipped policy-gradient loss of each token, to be minimised.
 
@@ -44,12 +44,13 @@ def clipped_surrogate(
         logprobs: under the policy being trained.
         old_logprobs: under the policy that sampled.
         advantages: credit of each token.
+        mask: bool, the sampled tokens.
         clip_low: ε_low, in [0, 1].
         clip_high: ε_high, at least 0.
     """
-    _same_shape(logprobs, old_logprobs, advantages)
+    _same_shape(logprobs, old_logprobs, advantages, mask)
     ratio = torch.exp((logprobs - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
-    return _clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return _clipped(ratio, advantages, mask, clip_low=clip_low, clip_high=clip_high)
 
 
 def sequence_surrogate(
@@ -77,11 +78,11 @@ def sequence_surrogate(
     apart = torch.where(mask, logprobs - old_logprobs, 0.0).detach()
     mean = apart.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     ratio = torch.exp((mean + logprobs - logprobs.detach()).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
-    return _clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    return _clipped(ratio, advantages, mask, clip_low=clip_low, clip_high=clip_high)
 
 
 def weighted_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float
 ) -> Surrogate:
     """The log-probability of each token, weighted by its clipped ratio; no token is without gradient.
 
@@ -93,13 +94,14 @@ def weighted_surrogate(
         logprobs: under the policy being trained.
         old_logprobs: under the policy that sampled.
         advantages: credit of each token.
+        mask: bool, the sampled tokens.
         clip_low: ε_low, in [0, 1].
         clip_high: ε_high, at least 0.
     """
-    _same_shape(logprobs, old_logprobs, advantages)
+    _same_shape(logprobs, old_logprobs, advantages, mask)
     ratio = torch.exp((logprobs.detach() - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return Surrogate(losses=-bounded * advantages * logprobs, clipped=bounded != ratio)
+    return Surrogate(losses=-bounded * advantages * logprobs, clipped=(bounded != ratio) & mask)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
@@ -166,10 +168,10 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
 
 
-def _clipped(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Surrogate:
+def _clipped(ratio: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float, clip_high: float) -> Surrogate:
     free = ratio * advantages
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    return Surrogate(losses=-torch.minimum(free, bounded), clipped=bounded < free)
+    return Surrogate(losses=-torch.minimum(free, bounded), clipped=(bounded < free) & mask)
 
 
 def _same_shape(*tensors: Tensor) -> None:

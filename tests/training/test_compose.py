@@ -11,12 +11,13 @@ from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import ConfigError
 from training import compose
 from training.algorithms import PRESETS
-from training.algorithms.credit import FatalFailures, GroupRelative, Overlong
-from training.algorithms.policy_gradient import Correction, PolicyGradient, TokenClipped
+from training.algorithms.credit import ByReturn, FatalFailures, Overlong
+from training.algorithms.policy_gradient import Clipped, Correction, PolicyGradient
 from training.algorithms.ppo import PPO, Horizon
 from training.config import RunConfig
 from training.config.file import config_from_mapping
 from training.engine import Place
+from training.losses import clipped_surrogate
 
 WORLD = {"world": "synthetic:seed=1,entities=12", "prompts": "brief"}
 
@@ -74,8 +75,8 @@ def test_the_algorithm_gets_every_setting() -> None:
         "fatal_failures": 3,
     }
     assert compose.build_algorithm(recipe(algorithm=section)) == PolicyGradient(
-        GroupRelative("none", "to_go"),
-        TokenClipped(0.1, 0.3),
+        ByReturn("group", "none", "to_go"),
+        Clipped(clipped_surrogate, 0.1, 0.3),
         "constant",
         episode_tokens=3 * 256.0,
         kl_coefficient=0.5,

@@ -4,18 +4,25 @@ import math
 
 import pytest
 import torch
-from torch import tensor
+from torch import Tensor, tensor
 
-from training.losses import clipped_surrogate, importance_weights, kl_k3, masked_sum
+from training.losses import Surrogate, clipped_surrogate, importance_weights, kl_k3, masked_sum
 
 
 def log(values: list[float]) -> torch.Tensor:
     return tensor([values]).log()
 
 
+def everywhere(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **bounds: float) -> Surrogate:
+    """Of tokens that were all sampled."""
+    return clipped_surrogate(
+        logprobs, old_logprobs, advantages, torch.ones_like(advantages, dtype=torch.bool), **bounds
+    )
+
+
 def test_surrogate_by_hand() -> None:
     # ratios 0.5, 1, 1.1, 2 against bounds 0.8 and 1.3
-    surrogate = clipped_surrogate(
+    surrogate = everywhere(
         log([0.1, 0.2, 0.22, 0.8]),
         log([0.2, 0.2, 0.2, 0.4]),
         tensor([[1.0, 1.0, -2.0, 1.0]]),
@@ -29,7 +36,7 @@ def test_surrogate_by_hand() -> None:
 
 def test_a_bad_token_grown_rarer_than_the_bound_is_left_alone() -> None:
     logprobs = log([0.1]).requires_grad_()
-    surrogate = clipped_surrogate(logprobs, log([0.4]), tensor([[-1.0]]), clip_low=0.2, clip_high=0.2)
+    surrogate = everywhere(logprobs, log([0.4]), tensor([[-1.0]]), clip_low=0.2, clip_high=0.2)
     surrogate.losses.sum().backward()
     # -min(0.25 * -1, 0.8 * -1) = 0.8, and no gradient
     torch.testing.assert_close(surrogate.losses.detach(), tensor([[0.8]]))
@@ -40,14 +47,14 @@ def test_a_bad_token_grown_rarer_than_the_bound_is_left_alone() -> None:
 
 def test_on_policy_the_gradient_is_the_advantage() -> None:
     logprobs = log([0.3, 0.3]).requires_grad_()
-    surrogate = clipped_surrogate(logprobs, logprobs.detach(), tensor([[2.0, -1.0]]), clip_low=0.2, clip_high=0.2)
+    surrogate = everywhere(logprobs, logprobs.detach(), tensor([[2.0, -1.0]]), clip_low=0.2, clip_high=0.2)
     surrogate.losses.sum().backward()
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, tensor([[-2.0, 1.0]]))
 
 
 def test_an_absurd_ratio_does_not_overflow() -> None:
-    surrogate = clipped_surrogate(tensor([[0.0]]), tensor([[-1e4]]), tensor([[-1.0]]), clip_low=0.2, clip_high=0.2)
+    surrogate = everywhere(tensor([[0.0]]), tensor([[-1e4]]), tensor([[-1.0]]), clip_low=0.2, clip_high=0.2)
     assert surrogate.losses.item() == pytest.approx(math.exp(20), rel=1e-5)
 
 
@@ -87,3 +94,9 @@ def test_masked_sum_ignores_what_stands_elsewhere_even_nan() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="one shape"):
         kl_k3(torch.zeros(1, 3), torch.zeros(1, 2))
+
+
+def test_only_sampled_tokens_count_as_clipped() -> None:
+    mask = tensor([[True, False]])
+    found = clipped_surrogate(log([0.8, 0.8]), log([0.2, 0.2]), tensor([[1.0, 1.0]]), mask, clip_low=0.2, clip_high=0.2)
+    assert found.clipped.tolist() == [[True, False]]

@@ -18,8 +18,8 @@ from mmsearch_env.errors import BudgetError, PolicyError
 from mmsearch_env.questions import Question
 from training.acting import Actor
 from training.algorithms import PRESETS, Algorithm, LossTerms
-from training.algorithms.credit import GroupRelative
-from training.algorithms.policy_gradient import Correction, PolicyGradient, TokenClipped
+from training.algorithms.credit import ByReturn
+from training.algorithms.policy_gradient import Clipped, Correction, PolicyGradient
 from training.algorithms.presets import grpo
 from training.batch import TokenBatch
 from training.compose import build_algorithm
@@ -29,6 +29,7 @@ from training.engine import Engine, Place
 from training.interrupt import StopRequest
 from training.learn import Learner, TokenBudget
 from training.learning_record import LearningRecord
+from training.losses import clipped_surrogate
 from training.metrics import check_names
 from training.order import seed_of
 from training.train import Counters, Run, train
@@ -262,7 +263,9 @@ class Poisoned(PolicyGradient):
 
 
 def test_gradients_that_stay_broken_end_the_run_with_weights_intact(place: Place) -> None:
-    run = run_of(recipe(iterations=9), place, algorithm=Poisoned(GroupRelative(), TokenClipped(0.2, 0.2)))
+    run = run_of(
+        recipe(iterations=9), place, algorithm=Poisoned(ByReturn("group", "std"), Clipped(clipped_surrogate, 0.2, 0.2))
+    )
     before = weights(run)
     kept: list[int] = []
     with pytest.raises(PolicyError, match="5 updates in a row without one, in iteration 5"):
@@ -286,7 +289,7 @@ def test_episodes_of_an_update_that_was_skipped_are_kept(place: Place) -> None:
             return terms
 
     config = recipe(iterations=3, engine={"micro_batch_tokens": 20})
-    algorithm = Once(GroupRelative(), TokenClipped(0.2, 0.2))
+    algorithm = Once(ByReturn("group", "std"), Clipped(clipped_surrogate, 0.2, 0.2))
     run = run_of(config, place, algorithm=algorithm)
     kept: list[tuple[int, Sequence[Trajectory]]] = []
     train(replace(run, set_aside=lambda at, episodes: kept.append((at.iteration, episodes))))

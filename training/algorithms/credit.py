@@ -37,16 +37,22 @@ class Credit(Protocol):
         ...
 
 
+Baseline = Literal["group", "others", "none"]
+"""What an episode's return is compared with: the mean of its group, the mean of the others in it, or nothing."""
+
+
 @dataclass(frozen=True, slots=True)
-class GroupRelative:
-    """Every turn of an episode is credited with how much better the episode did than its group.
+class ByReturn:
+    """Every turn of an episode is credited with how much better the episode did than what it is compared with.
 
     Attributes:
-        scale: see :func:`~training.advantages.group_relative`.
+        baseline: see :data:`Baseline`.
+        scale: with baseline ``"group"``, see :func:`~training.advantages.group_relative`.
         returns: see :data:`Returns`.
     """
 
-    scale: Scale = "std"
+    baseline: Baseline = "group"
+    scale: Scale = "none"
     returns: Returns = "episode"
 
     def __call__(self, rewards: TurnValues, total: Total) -> TurnValues:
@@ -54,43 +60,12 @@ class GroupRelative:
         return [self._group(group) for group in rewards]
 
     def _group(self, rewards: Sequence[Vector]) -> list[Vector]:
-        episodes = [float(one.sum()) for one in rewards]
-        return _over_turns(group_relative(episodes, scale=self.scale), rewards, self.returns, _divisor(episodes, self))
-
-
-@dataclass(frozen=True, slots=True)
-class LeaveOneOut:
-    """Every turn of an episode is credited with how much better the episode did than the others of its group.
-
-    Attributes:
-        returns: see :data:`Returns`.
-    """
-
-    returns: Returns = "episode"
-
-    def __call__(self, rewards: TurnValues, total: Total) -> TurnValues:
-        """Advantages of turns."""
-        return [self._group(group) for group in rewards]
-
-    def _group(self, rewards: Sequence[Vector]) -> list[Vector]:
-        return _over_turns(leave_one_out([float(one.sum()) for one in rewards]), rewards, self.returns, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """Every turn is credited with the return itself, whatever the group did.
-
-    Attributes:
-        returns: see :data:`Returns`.
-    """
-
-    returns: Returns = "episode"
-
-    def __call__(self, rewards: TurnValues, total: Total) -> TurnValues:
-        """Advantages of turns."""
-        return [
-            _over_turns(np.array([float(one.sum()) for one in group]), group, self.returns, 1.0) for group in rewards
-        ]
+        episodes = np.array([float(one.sum()) for one in rewards])
+        if self.baseline == "group":
+            divisor = group_scale(episodes, self.scale) if has_signal(episodes) else 1.0
+            return _over_turns(group_relative(episodes, scale=self.scale), rewards, self.returns, divisor)
+        advantages = leave_one_out(episodes) if self.baseline == "others" else episodes
+        return _over_turns(advantages, rewards, self.returns, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +204,6 @@ def _over_turns(episodes: Vector, rewards: Sequence[Vector], returns: Returns, d
     if returns == "episode" or not episodes.any():
         return [np.full(len(one), advantage) for advantage, one in zip(episodes, rewards, strict=True)]
     return [advantage - (np.cumsum(one) - one) / divisor for advantage, one in zip(episodes, rewards, strict=True)]
-
-
-def _divisor(episodes: Sequence[float], credit: GroupRelative) -> float:
-    return group_scale(episodes, credit.scale) if has_signal(episodes) else 1.0
 
 
 def _any(group: Sequence[Vector]) -> bool:

@@ -13,16 +13,7 @@ from agents.trajectory import Group
 from training.algorithms.contract import LossTerms, StateValues, Total, UpdateSize
 from training.algorithms.credit import Credit, FatalFailures, Overlong, laid_on_tokens, turn_rewards
 from training.batch import Example, TokenBatch
-from training.losses import (
-    Level,
-    Surrogate,
-    clipped_surrogate,
-    importance_weights,
-    kl_k3,
-    masked_sum,
-    sequence_surrogate,
-    weighted_surrogate,
-)
+from training.losses import Level, Surrogate, importance_weights, kl_k3, masked_sum
 from training.task import TokenScores
 
 Aggregation = Literal["token", "episode", "constant"]
@@ -35,66 +26,40 @@ Aggregation = Literal["token", "episode", "constant"]
 
 
 class SurrogateLoss(Protocol):
-    """Loss per token from scores and credit."""
+    """A loss of :mod:`training.losses`: of each token, by how much likelier it has become."""
 
-    def __call__(self, scores: TokenScores, batch: TokenBatch) -> Surrogate:
+    def __call__(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        *,
+        clip_low: float,
+        clip_high: float,
+    ) -> Surrogate:
         """(B, T)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class TokenClipped:
-    """:func:`~training.losses.clipped_surrogate`, a ratio for each token."""
+class Clipped:
+    """A surrogate with its bounds.
 
+    Attributes:
+        loss: ``clipped_surrogate``, ``sequence_surrogate`` or ``weighted_surrogate``.
+        clip_low: ε_low.
+        clip_high: ε_high.
+    """
+
+    loss: SurrogateLoss
     clip_low: float
     clip_high: float
 
     def __call__(self, scores: TokenScores, batch: TokenBatch) -> Surrogate:
         """(B, T)."""
-        return clipped_surrogate(
-            scores.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceClipped:
-    """:func:`~training.losses.sequence_surrogate`, a ratio for each episode."""
-
-    clip_low: float
-    clip_high: float
-
-    def __call__(self, scores: TokenScores, batch: TokenBatch) -> Surrogate:
-        """(B, T)."""
-        return sequence_surrogate(
-            scores.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            batch.loss_mask,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Weighted:
-    """:func:`~training.losses.weighted_surrogate`, log-probabilities weighted by clipped ratios."""
-
-    clip_low: float
-    clip_high: float
-
-    def __call__(self, scores: TokenScores, batch: TokenBatch) -> Surrogate:
-        """(B, T)."""
-        return weighted_surrogate(
-            scores.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-        )
+        sampled = (scores.logprobs, batch.old_logprobs, batch.advantages, batch.loss_mask)
+        return self.loss(*sampled, clip_low=self.clip_low, clip_high=self.clip_high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +97,7 @@ class PolicyGradient:
     """
 
     credit: Credit
-    surrogate: SurrogateLoss
+    surrogate: Clipped
     aggregation: Aggregation = "token"
     episode_tokens: float = 1.0
     kl_coefficient: float = 0.0

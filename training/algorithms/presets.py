@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from training.advantages import Scale
 from training.algorithms.contract import Algorithm
-from training.algorithms.credit import BatchNormalised, GroupRelative, LeaveOneOut, Plain, Returns
-from training.algorithms.policy_gradient import Aggregation, PolicyGradient, SequenceClipped, TokenClipped, Weighted
+from training.algorithms.credit import BatchNormalised, ByReturn, Returns
+from training.algorithms.policy_gradient import Aggregation, Clipped, PolicyGradient
 from training.algorithms.ppo import PPO, Horizon
+from training.losses import clipped_surrogate, sequence_surrogate, weighted_surrogate
 
 
 def grpo(
@@ -34,7 +36,10 @@ def grpo(
     The paper averages within episodes first (aggregation "episode"); every token weighs the same here.
     """
     return PolicyGradient(
-        GroupRelative(advantage_scale, returns), TokenClipped(clip_low, clip_high), aggregation, **shared
+        ByReturn("group", advantage_scale, returns),
+        Clipped(clipped_surrogate, clip_low, clip_high),
+        aggregation,
+        **shared,
     )
 
 
@@ -81,8 +86,8 @@ def gspo(
 
     Âᵢ = (Rᵢ - R̄) / s,   one ratio for each episode, every episode weighing the same
     """
-    credit = GroupRelative(advantage_scale, returns)
-    return PolicyGradient(credit, SequenceClipped(clip_low, clip_high), "episode", **shared)
+    credit = ByReturn("group", advantage_scale, returns)
+    return PolicyGradient(credit, Clipped(sequence_surrogate, clip_low, clip_high), "episode", **shared)
 
 
 def bn_gspo(
@@ -97,8 +102,8 @@ def bn_gspo(
 
     GSPO whose advantages are normalised within the group, then over the whole batch
     """
-    credit = BatchNormalised(GroupRelative(advantage_scale, returns))
-    return PolicyGradient(credit, SequenceClipped(clip_low, clip_high), "episode", **shared)
+    plain = gspo(clip_low=clip_low, clip_high=clip_high, advantage_scale=advantage_scale, returns=returns, **shared)
+    return replace(plain, credit=BatchNormalised(plain.credit))
 
 
 def cispo(
@@ -115,7 +120,9 @@ def cispo(
 
     The ratio is free below and cut at 5, as in ScaleRL (arXiv 2510.13786).
     """
-    return PolicyGradient(GroupRelative(advantage_scale, returns), Weighted(clip_low, clip_high), "token", **shared)
+    return PolicyGradient(
+        ByReturn("group", advantage_scale, returns), Clipped(weighted_surrogate, clip_low, clip_high), "token", **shared
+    )
 
 
 def rloo(
@@ -127,7 +134,9 @@ def rloo(
 
     The surrogate is clipped, which changes nothing in an iteration's first update and keeps further ones near.
     """
-    return PolicyGradient(LeaveOneOut(returns), TokenClipped(clip_low, clip_high), "constant", **shared)
+    return PolicyGradient(
+        ByReturn("others", returns=returns), Clipped(clipped_surrogate, clip_low, clip_high), "constant", **shared
+    )
 
 
 def reinforce_pp(
@@ -145,9 +154,9 @@ def reinforce_pp(
     with Aᵢ = Rᵢ - R̄ (baseline "group", "REINFORCE++ with baseline") or Aᵢ = Rᵢ (baseline "batch"). The divergence is a
     term of the loss and not of the reward.
     """
-    by_group = BatchNormalised(GroupRelative("none", returns))
-    credit = by_group if baseline == "group" else BatchNormalised(Plain(returns), over="all")
-    return PolicyGradient(credit, TokenClipped(clip_low, clip_high), "token", **shared)
+    by_group = BatchNormalised(ByReturn("group", returns=returns))
+    credit = by_group if baseline == "group" else BatchNormalised(ByReturn("none", returns=returns), over="all")
+    return PolicyGradient(credit, Clipped(clipped_surrogate, clip_low, clip_high), "token", **shared)
 
 
 def ppo(
@@ -164,7 +173,7 @@ def ppo(
 ) -> PPO:
     """Proximal policy optimisation with a critic; see :class:`~training.algorithms.ppo.PPO`."""
     return PPO(
-        PolicyGradient(Plain(), TokenClipped(clip_low, clip_high), "token", **shared),
+        PolicyGradient(ByReturn("none"), Clipped(clipped_surrogate, clip_low, clip_high), "token", **shared),
         Horizon(token_discount, token_decay, turn_discount, turn_decay),
         value_coefficient,
         value_clip,
