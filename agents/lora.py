@@ -88,5 +88,9 @@ def read_adapter(model: Any, folder: Path) -> None:
     weights = load_file(path)
     expected = get_peft_model_state_dict(model)
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
-        raise PolicyError(f"expected an adapter of this policy's rank and layers in {path}, got another; check lora")
+        own, found = LoRASettings.of(model).rank, LoRASettings.stored(folder).rank
+        raise PolicyError(
+            f"{path}: expected an adapter of rank {own} on this model's layers, got one of rank {found}; give the rank "
+            f"it was trained with (policy.lora_rank={found}), or an adapter of this model"
+        )
     set_peft_model_state_dict(model, weights)

@@ -23,6 +23,7 @@ from agents.workflows import ON_DEMAND, Workflow
 from mmsearch_env import aio
 from mmsearch_env.env import MMSearchEnv
 from mmsearch_env.errors import DataError
+from mmsearch_env.judge import FAILED as JUDGE_FAILED
 from mmsearch_env.questions import Question
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ COUNTS = (
     *("n_service_calls", "cost_usd"),
 )
 """The environment's counters kept in a trajectory."""
+JUDGE_ERRORS = "n_judge_errors"
+"""Beside them: 1 where the answer could not be judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,11 +321,11 @@ def _trajectory(env: MMSearchEnv, turns: Sequence[Turn], info: Mapping[str, Any]
         stop_reason=cut or str(info["stop_reason"]),
         success=float(info["success"]),
         reward_terms=dict(info["reward_terms"]),
-        counts={name: float(info[name]) for name in COUNTS},
+        counts={**{name: float(info[name]) for name in COUNTS}, JUDGE_ERRORS: float(info["error"] == JUDGE_FAILED)},
         answer=env.state.answer,
     )
 
 
 def _unplayed(question: Question, reason: str) -> Trajectory:
     """An episode in which nothing could be said."""
-    return Trajectory(question.id, (), False, True, reason, 0.0, {}, dict.fromkeys(COUNTS, 0.0), "")
+    return Trajectory(question.id, (), False, True, reason, 0.0, {}, dict.fromkeys((*COUNTS, JUDGE_ERRORS), 0.0), "")

@@ -87,7 +87,7 @@ class Trajectory:
         success: the answer metric of the final answer, in [0, 1].
         reward_terms: the environment's itemised reward of the episode.
         counts: counters of the episode (``n_image_search``, ``n_text_search``, ``n_tool_errors``, ``n_malformed``,
-            ``n_service_calls``, ``cost_usd``).
+            ``n_judge_errors``, ``n_service_calls``, ``cost_usd``).
         answer: the final answer's text; "" when none was given.
     """
 

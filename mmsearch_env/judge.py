@@ -21,6 +21,7 @@ from mmsearch_env.cache.keys import canonical_key
 from mmsearch_env.errors import BudgetError, ConfigError, ToolError
 from mmsearch_env.net.metering import metered
 from mmsearch_env.rendering import plain
+from mmsearch_env.resources import close_at_exit
 from mmsearch_env.rewards import normalised
 from mmsearch_env.tools.search_tool import FREE, Cost
 
@@ -170,8 +171,8 @@ def _verdicts_of(judge: Any) -> Verdicts:
 @cache
 def _shared(text: str) -> Verdicts:
     from mmsearch_env.net.secret import read_secret
+    from mmsearch_env.tools.chat import ChatModel, chat_client
     from mmsearch_env.tools.chat_judge import ChatJudge
-    from mmsearch_env.tools.pages.summariser import chat_client
 
     spec: dict[str, Any] = json.loads(text)
     if unknown := sorted(spec.keys() - set(_SETTINGS)):
@@ -181,13 +182,10 @@ def _shared(text: str) -> Verdicts:
     if missing := sorted({"base_url", "model"} - spec.keys()):
         raise ConfigError(f"judge: expected {' and '.join(missing)}, got none")
     variable = str(spec.get("key_variable", ""))
-    made = ChatJudge(
-        chat_client(),
-        str(spec["base_url"]),
-        str(spec["model"]),
-        read_secret(variable=variable) if variable else None,
-        float(spec.get("price_usd", 0.0)),
-    )
+    secret = read_secret(variable=variable) if variable else None
+    price = float(spec.get("price_usd", 0.0))
+    made = ChatJudge(ChatModel(chat_client(), str(spec["base_url"]), str(spec["model"]), secret, price))
+    close_at_exit(made)
     folder = spec.get("cache_dir")
     return Verdicts(made, None if folder is None else Path(folder).expanduser())
 

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -140,11 +140,23 @@ def _build_tool(kind: ActionKind, spec: str, world: str) -> SearchTool:
 def _shared_tool(kind: ActionKind, spec: str, world: str) -> SearchTool:
     """Shared by the environments of this process, so none of them closes it."""
     tool = _build_tool(kind, spec, world)
-    atexit.register(_close, tool)
+    close_at_exit(tool)
     return tool
 
 
-def _close(tool: SearchTool) -> None:
-    """At the end of the process, when nobody is left to be told of an error."""
-    with contextlib.suppress(Exception):
-        aio.run(asyncio.wait_for(tool.aclose(), _CLOSING_S))
+class Closable(Protocol):
+    """What holds connections."""
+
+    async def aclose(self) -> None:
+        """Free them."""
+        ...
+
+
+def close_at_exit(held: Closable) -> None:
+    """Close something at the end of the process, when nobody is left to be told of an error."""
+
+    def close() -> None:
+        with contextlib.suppress(Exception):
+            aio.run(asyncio.wait_for(held.aclose(), _CLOSING_S))
+
+    atexit.register(close)

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/]{place}: ", end="")
         Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False)
         return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("ended by Ctrl-C; the same command goes on from the last checkpoint")
+        return 130
     return 0
 
 

@@ -7,6 +7,7 @@ knows their classes.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,9 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
             f"rollout.questions_per_iteration: expected at least {place.world_size}, one for each process, got "
             f"{config.rollout.questions_per_iteration}"
         )
-    questions = training_questions(config)
+    questions = checked_questions(config)
+    if missing := missing_packages(config):
+        raise ConfigError(f"expected the package {missing[0]} for this recipe, got none; pip install {missing[0]}")
     policy = build_policy(config, device=place.device)
     task = SearchTask(
         policy=policy,
@@ -235,17 +238,36 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
     )
 
 
+def missing_packages(config: RunConfig) -> list[str]:
+    """Packages that the recipe needs beside the project's own, and that are not installed here."""
+    wanted = {
+        config.output.tracker: config.output.tracker != "none",
+        "vllm": config.rollout.engine == "vllm",
+        "flash_attn": config.policy.attention == "flash_attention_2",
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted and importlib.util.find_spec(name) is None]
+
+
+def checked_questions(config: RunConfig) -> QuestionSet:
+    """The questions trained on, after a look at everything else that can be wrong without a model.
+
+    Raises:
+        ConfigError, DataError: a world, a question file, a tool or a rule cannot be used.
+    """
+    questions = training_questions(config)
+    MMSearchEnv(**env_keywords(config.env), questions=questions)
+    build_algorithm(config)
+    sampling_engine(config)
+    return questions
+
+
 def description(config: RunConfig) -> list[str]:
     """What a run would do, after checking its questions and its environment; no weights are needed.
 
     Raises:
         ConfigError, DataError: a world, a question file or a rule cannot be used.
     """
-    questions = training_questions(config)
-    test = evaluation_questions(config)
-    MMSearchEnv(**env_keywords(config.env), questions=questions)
-    build_algorithm(config)
-    sampling_engine(config)
+    questions, test = checked_questions(config), evaluation_questions(config)
     rollout_config = config.rollout
     episodes = config.iterations * rollout_config.questions_per_iteration * rollout_config.group_size
     passes = config.iterations * rollout_config.questions_per_iteration / len(questions)
@@ -258,4 +280,5 @@ def description(config: RunConfig) -> list[str]:
         f"x {rollout_config.group_size}",
         f"updates     {config.optimiser_steps} optimiser steps at most",
         f"output      {config.output.folder}",
+        *(f"missing     the package {name}, which is not installed here" for name in missing_packages(config)),
     ]

@@ -81,6 +81,7 @@ def _draw_panel(
 ) -> None:
     axes.set_title(panel.name, loc="left", color=_INK, fontsize=11)
     axes.set_xlabel("iteration", color=_INK, fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", color=_FAINT, linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(colors=_INK, labelsize=8, length=0)

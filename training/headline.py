@@ -35,7 +35,7 @@ from training.config import RunConfig
 from training.config.file import read_config
 from training.engine import join, leave
 from training.folder import Folder, identity
-from training.launching import train_in_processes
+from training.launching import seeds_in, train_in_processes
 from training.report import outcomes_of
 
 _UNTRAINED_PLANS: tuple[Workflow, ...] = (ON_DEMAND, DIRECT, FIXED_RAG)
@@ -45,7 +45,7 @@ _SEED = 20_26
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0 when every claim holds, 1 when one does not, 2 on a mistake that a message explains."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     console = Console()
     try:
         held = _headline(options, console)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.headline", description=__doc__)
     parser.add_argument("--recipe", default="headline", help="recipe to train (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=seeds_in, default=[0, 1, 2], metavar="A,B", help="of the runs (0,1,2)")
     parser.add_argument("--folder", type=Path, default=Path("runs/headline"))
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="for training (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")

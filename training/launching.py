@@ -12,6 +12,11 @@ from training.config.file import read_config
 from training.run import is_finished
 
 
+def seeds_in(text: str) -> list[int]:
+    """``0,1,2`` of a command line. Raises ValueError."""
+    return [int(part) for part in text.split(",")]
+
+
 def train_in_processes(recipe: str, overrides: Sequence[str], *, processes: int) -> None:
     """Train a recipe to its end; a finished one is only shown again.
 

@@ -40,6 +40,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("episode/image_search", "calls", "Image searches per episode."),
     Metric("episode/text_search", "calls", "Text searches per episode."),
     Metric("episode/tool_errors", "calls", "Searches per episode whose tool failed; they cost nothing."),
+    Metric("episode/judge_errors", "share", "Episodes whose answer the judge was asked about in vain."),
     Metric("episode/service_calls", "calls", "Calls to services per episode; none for what was kept or is embedded."),
     Metric("episode/cost_usd", "US dollars", "List price of these calls per episode."),
     Metric("episode/valid_actions", "share", "Completions that the environment accepted as an action."),
@@ -50,7 +51,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("episode/sampled_tokens", "tokens", "Tokens the policy sampled per episode."),
     Metric("episode/tokens", "tokens", "Tokens per episode, prompt and tool results included."),
     Metric("loss/total", "", "Loss per sampled token: policy loss plus weighted KL."),
-    Metric("loss/policy", "", "Clipped surrogate per sampled token; near 0 by construction, its gradient is not."),
+    Metric(
+        "loss/policy",
+        "",
+        "Surrogate loss per sampled token; near 0 where episodes are about equally long, its gradient is not.",
+    ),
     Metric(
         "policy/kl", "nats", "Divergence from the reference policy per token (k3 estimate); absent without a KL term."
     ),
@@ -106,6 +111,7 @@ def episode_sums(groups: Sequence[Group]) -> dict[str, float]:
         "episode/image_search": [item.counts["n_image_search"] for item in trajectories],
         "episode/text_search": [item.counts["n_text_search"] for item in trajectories],
         "episode/tool_errors": [item.counts["n_tool_errors"] for item in trajectories],
+        "episode/judge_errors": [item.counts["n_judge_errors"] for item in trajectories],
         "episode/service_calls": [item.counts["n_service_calls"] for item in trajectories],
         "episode/cost_usd": [item.counts["cost_usd"] for item in trajectories],
         "episode/answered": [float(_answered(item)) for item in trajectories],

@@ -97,7 +97,7 @@ def execute(config: RunConfig, parts: Parts, place: Place, *, stop: StopRequest,
         ),
         watchers=[*_writers(config, parts, folder, counters), progress] if place.rank == 0 else [],
         save=lambda at: _save(config, parts, engine, writer, at),
-        evaluate=lambda at: _judged(parts, engine, folder, at),
+        evaluate=lambda at: _judged(parts, engine, folder, at, console),
         set_aside=lambda at, episodes: _set_aside(folder, place, at, episodes),
         stop=stop,
         phase=progress.phase,
@@ -140,13 +140,15 @@ def present(config: RunConfig, console: Console) -> None:
     )
     for label, path in (
         ("adapter", folder.adapter),
+        ("best", folder.best),
         ("curves", folder.plot),
         ("metrics", folder.metrics),
         ("TensorBoard", folder.tensorboard),
         ("transcripts", folder.transcripts),
         ("evaluations", folder.after),
     ):
-        console.print(f"  {label:<12} {path}", highlight=False, soft_wrap=True)
+        if path.exists():
+            console.print(f"  {label:<12} {path}", highlight=False, soft_wrap=True)
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
     console.print(
         f"\nnext  {python} -m tensorboard.main --logdir {folder.tensorboard}\n"
@@ -231,13 +233,21 @@ def _set_aside(folder: Folder, place: Place, counters: Counters, episodes: Seque
     _log.warning("an update was skipped: its gradient is not finite; its episodes are in %s", target)
 
 
-def _judged(parts: Parts, engine: Engine, folder: Folder, counters: Counters) -> dict[str, float]:
+def _judged(parts: Parts, engine: Engine, folder: Folder, counters: Counters, console: Console) -> dict[str, float]:
     """An evaluation during training; the adapter is kept if none did better before."""
     values = report.evaluation_metrics(_evaluated(parts.task, engine, parts.questions_during))
     noted = {"iteration": counters.iteration, **values}
+    is_best = engine.place.rank == 0 and values["evaluation/reward"] > _best_before(folder, counters)
     with engine.gathered("trained"):
-        if engine.place.rank == 0 and values["evaluation/reward"] > _best_before(folder, counters):
+        if is_best:
             checkpoint.write_folder(folder.best, lambda inside: _write_best(parts, inside, noted))
+    console.print(
+        f"evaluation after iteration {counters.iteration}  reward {values['evaluation/reward']:.3f}  "
+        f"accuracy {values['evaluation/accuracy']:.0%}  search {values['evaluation/search_ratio']:.0%}"
+        f"{'  the best so far' if is_best else ''}",
+        highlight=False,
+        soft_wrap=True,
+    )
     engine.wait_for_all()
     return values
 

@@ -1,6 +1,6 @@
 """One recipe with several values of some setting and several seeds, and a table that compares them.
 
-``python -m training.sweep quickstart --vary algorithm.name=grpo,rloo --seeds 0 1 2`` trains each value once per seed,
+``python -m training.sweep quickstart --vary algorithm.name=grpo,rloo --seeds 0,1,2`` trains each value once per seed,
 in processes of its own. What has been trained is kept, so the same command goes on after an interruption. Changes are
 after training minus before, question by question and seed by seed, with 95 % intervals over questions.
 """
@@ -26,7 +26,7 @@ from mmsearch_env.errors import ConfigError, MMSearchError
 from training.checkpoint import write_text
 from training.config.file import read_config
 from training.folder import Folder
-from training.launching import train_in_processes
+from training.launching import seeds_in, train_in_processes
 from training.records import read_metrics
 from training.report import read_outcomes
 
@@ -93,7 +93,7 @@ def row_of(value: str, folders: Sequence[Folder]) -> Row:
 
 def table(rows: Sequence[Row], *, varied: str, seeds: int) -> Table:
     """The rows for a terminal of 80 columns; a change that is sure is bold."""
-    shown = Table(title=f"change by training, {seeds} seeds, 95 % intervals", caption="s: seconds an iteration")
+    shown = Table(title=f"change by training, seeds: {seeds}, 95 % intervals", caption="s: seconds an iteration")
     shown.add_column(varied.rpartition(".")[2], no_wrap=True)
     for column in ("reward", "accuracy", "searched", "search gap", "s"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.sweep", description=__doc__)
     parser.add_argument("recipe", help="recipe to train")
     parser.add_argument("--vary", required=True, metavar="section.key=A,B", help="a setting and its values")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=seeds_in, default=[0, 1, 2], metavar="A,B", help="of the runs (0,1,2)")
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="for training (%(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")

@@ -15,7 +15,7 @@ from mmsearch_env.messages import Message, TextPart, to_openai
 from mmsearch_env.net.client import Call, Key, ServiceLimits
 from mmsearch_env.net.client import Reply as HttpReply
 from mmsearch_env.net.secret import Secret
-from mmsearch_env.tools.pages.summariser import chat_client
+from mmsearch_env.tools.chat import chat_client
 from mmsearch_env.tools.web.engine import endpoint
 
 NO_REPLY = "no_reply"

@@ -21,8 +21,8 @@ from mmsearch_env.images import Image
 from mmsearch_env.judge import Verdict, Verdicts, resolve_judge
 from mmsearch_env.net.client import ServiceLimits
 from mmsearch_env.questions import Question, QuestionSet
+from mmsearch_env.tools.chat import ChatModel, chat_client
 from mmsearch_env.tools.chat_judge import ChatJudge
-from mmsearch_env.tools.pages.summariser import chat_client
 from mmsearch_env.vector_env import MMSearchVectorEnv
 
 PICTURE = Image(np.zeros((8, 8, 3), dtype=np.uint8))
@@ -151,7 +151,7 @@ def chat_service(*said: str) -> FakeService:
 async def judged(service: FakeService, answer: str) -> float:
     async with service.running():
         client = chat_client(limits=ServiceLimits(timeout_s=5.0))
-        judge = ChatJudge(client, f"{service.url}/v1", "grader")
+        judge = ChatJudge(ChatModel(client, f"{service.url}/v1", "grader"))
         try:
             return await judge.verdict("Which currency?", ["sol"], answer)
         finally:

@@ -208,6 +208,7 @@ class GuessTask:
             "n_text_search": float(len(turns) - 1),
             "n_tool_errors": 0.0,
             "n_malformed": float(not is_answer),
+            "n_judge_errors": 0.0,
             "n_service_calls": 0.0,
             "cost_usd": 0.0,
         }

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bandit import GuessPolicy, GuessTask, guess_questions
+from tiny_run import saved_model
 
 from training.engine import Place, join, leave
 
@@ -27,3 +28,9 @@ def place() -> Iterator[Place]:
 def guess_task() -> GuessTask:
     """The guessing game with a fresh policy."""
     return GuessTask(GuessPolicy(), guess_questions())
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2.5-VL of a few thousand random weights."""
+    return saved_model(tmp_path_factory.mktemp("model"))

@@ -206,6 +206,16 @@ def test_the_price_of_a_search_grows_from_a_bonus(place: Place) -> None:
             "policy.attention=flash_attention_2 policy.dtype=bfloat16 engine.gradient_checkpointing=true",
             "policy.attention: expected 'sdpa' with engine.gradient_checkpointing",
         ),
+        (
+            "env.visit_penalty=0.1",
+            "env.visit_penalty: expected 0.0, as it has no effect here, got 0.1; set",
+        ),
+        (
+            "env.crop_penalty=0.1",
+            "env.crop_penalty: expected None, .* set env.crop=true",
+        ),
+        ("evaluation.during_questions=6", "evaluation.during_questions: expected 64, .* set evaluation.every"),
+        ("algorithm.returns=to_go", "algorithm.returns: expected 'episode', .* set env.reward=subtractive"),
         ("engine.offload=cpu", "engine.offload: expected 'none' at ZeRO stage 1"),
         ("rollout.staleness=1 engine.zero_stage=3", "rollout.staleness: expected 0 at ZeRO stage 3"),
         ("critic.value_clip=0.5", "critic: expected nothing with algorithm 'grpo'"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import RECIPE, saved_model
+from tiny_run import RECIPE
 
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
@@ -20,12 +20,6 @@ from training.config.file import read_config
 from training.folder import Folder
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2.5-VL of a few thousand random weights."""
-    return saved_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_run import RECIPE, saved_model
+from tiny_run import RECIPE
 
 from training import sweep
 from training.folder import Folder
@@ -46,13 +46,14 @@ def test_a_row_is_the_change_over_seeds(tmp_path: Path) -> None:
     assert "+0.200" in shown and "+0.10…+0.30" in shown
 
 
-def test_it_trains_each_value_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved_model(tmp_path / "model")
+def test_it_trains_each_value_and_does_nothing_twice(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     arguments = [
         str(tmp_path / "recipe.yaml"),
         *("--vary", "algorithm.name=grpo,rloo", "--seeds", "0", "--processes", "1"),
-        *("--folder", str(tmp_path / "sweep"), "iterations=1", f"policy.model={tmp_path / 'model'}"),
+        *("--folder", str(tmp_path / "sweep"), "iterations=1", f"policy.model={model}"),
     ]
     assert sweep.main(arguments) == 0
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import saved_model
 
 from agents.__main__ import main as agents_main
 from agents.lmm import LMMPolicy
@@ -29,12 +28,6 @@ def test_every_pass_goes_over_all_episodes_on_all_ranks() -> None:
     assert batch_at(1, episodes=10, size=4, seed=3, place=places[0]) == batch_at(
         1, episodes=10, size=4, seed=3, place=places[0]
     )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2.5-VL of a few thousand random weights."""
-    return saved_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ class EnvConfig:
     ] = field(default_factory=dict, hash=False)
     judge: Annotated[
         Mapping[str, Any],
-        About("Who is asked about an answer that the metric does not give full marks (name, base_url, model)."),
+        About("Who is asked about an answer that the metric does not give full marks (name: chat, base_url, model)."),
     ] = field(default_factory=dict, hash=False)
     protocol: Annotated[str, About("How a text means an action.")] = "mmsearch_r1"
     prompts: Annotated[str, About("Prompt set: standard, brief, or a folder.")] = "standard"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsearch_env.errors import ConfigError
-from training.config import AlgorithmConfig, CriticConfig, OutputConfig, RolloutConfig, RunConfig
+from training.config import AlgorithmConfig, CriticConfig, EvaluationConfig, OutputConfig, RolloutConfig, RunConfig
 
 
 def check_together(config: RunConfig) -> None:
@@ -56,6 +56,7 @@ def check_together(config: RunConfig) -> None:
     _check_acting(config)
     _check_engine(config.rollout)
     _check_attention(config)
+    _check_env(config)
 
 
 def _check_acting(config: RunConfig) -> None:
@@ -100,6 +101,25 @@ def _check_acting(config: RunConfig) -> None:
             f"rollout.refills: expected 0 where groups without signal are learnt from, got {rollout.refills}; choose a "
             "group-relative algorithm with algorithm.drop_groups_without_signal"
         )
+
+
+def _check_env(config: RunConfig) -> None:
+    """Prices of what cannot be done, and settings of what never happens."""
+    env, judging, usual = config.env, config.evaluation, EvaluationConfig()
+    if not env.max_page_visits:
+        _expect_unset("env.visit_penalty", env.visit_penalty, 0.0, "env.max_page_visits=1 or more")
+    if not env.crop:
+        _expect_unset("env.crop_penalty", env.crop_penalty, None, "env.crop=true")
+    if not judging.every:
+        for name in ("during_questions", "during_split"):
+            _expect_unset(f"evaluation.{name}", getattr(judging, name), getattr(usual, name), "evaluation.every")
+    if env.reward == "multiplicative":  # which pays everything at the end
+        _expect_unset("algorithm.returns", config.algorithm.returns, "episode", "env.reward=subtractive")
+
+
+def _expect_unset(name: str, value: object, usual: object, remedy: str) -> None:
+    if value != usual:
+        raise ConfigError(f"{name}: expected {usual!r}, as it has no effect here, got {value!r}; set {remedy}")
 
 
 def _check_attention(config: RunConfig) -> None:

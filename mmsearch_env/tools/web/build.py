@@ -19,8 +19,9 @@ from mmsearch_env.net.budget import Budget
 from mmsearch_env.net.client import HttpClient, ServiceLimits
 from mmsearch_env.net.fetch import Fetcher, FetchPolicy
 from mmsearch_env.net.secret import Secret, read_secret
+from mmsearch_env.tools.chat import ChatModel, chat_client
 from mmsearch_env.tools.pages.reader import JINA_URL, JinaReader, LocalReader, PageReader, jina_client
-from mmsearch_env.tools.pages.summariser import ChatSummariser, PassageSummariser, Summariser, chat_client
+from mmsearch_env.tools.pages.summariser import ChatSummariser, PassageSummariser, Summariser
 from mmsearch_env.tools.search_tool import SearchTool
 from mmsearch_env.tools.web.answers import Answers
 from mmsearch_env.tools.web.brave import BraveSearch
@@ -245,11 +246,13 @@ def _summariser(spec: str | Mapping[str, Any], reader: PageReader | None, budget
             raise ConfigError(f"summariser 'chat': expected {' and '.join(sorted(missing))}, got none")
         limits = _made(ServiceLimits, wanted["limits"], "summariser 'chat', limits") if "limits" in wanted else None
         return ChatSummariser(
-            chat_client(budget, limits),
-            str(wanted["base_url"]),
-            str(wanted["model"]),
-            _optional_key(wanted),
-            float(wanted.get("price_usd", 0.0)),
+            ChatModel(
+                chat_client(budget, limits),
+                str(wanted["base_url"]),
+                str(wanted["model"]),
+                _optional_key(wanted),
+                float(wanted.get("price_usd", 0.0)),
+            )
         )
     raise ConfigError(f"summariser: expected none, passages or chat, got {name!r}")
 
