@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
 
 import pytest
 from families import adapted_policy, noise
@@ -226,6 +228,27 @@ def test_a_failed_tool_is_counted_and_free(questions: QuestionSet, tool: str) ->
     assert played.counts["n_tool_errors"] == 1
     assert played.counts["n_image_search"] == 0
     assert played.reward_terms["search_penalty"] == 0
+
+
+class SilentJudge:
+    """Never reached."""
+
+    name = "silent"
+    settings: Mapping[str, object] = MappingProxyType({})
+
+    async def verdict(self, question: str, accepted: Sequence[str], answer: str) -> float:
+        raise ToolUnavailable("no answer")
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+def test_an_answer_that_nobody_could_judge_is_counted(questions: QuestionSet) -> None:
+    wrong = ScriptedPolicy(lambda request: "<reason>r</reason><answer>no such thing</answer>")
+    for judge, errors in ((SilentJudge(), 1.0), (None, 0.0)):
+        groups = rollout(wrong, partial(make_env, judge=judge), questions[:1], group_size=1, seed=0)
+        (played,) = groups[0].trajectories
+        assert (played.counts["n_judge_errors"], played.success) == (errors, 0.0)
 
 
 class Slow:

@@ -16,7 +16,8 @@ def episode(reward: float, *, searches: int = 0, kind: str = "answer", valid: bo
         *(Turn((1,), (), SAID, 0.0, "text_search", True) for _ in range(searches)),
         Turn((1, 2), (), SAID, reward, kind, valid),
     )
-    counts = {"n_image_search": 0.0, "n_text_search": float(searches), "n_tool_errors": 1.0, "n_malformed": 0.0, "n_judge_errors": 0.0}
+    counts = {"n_image_search": 0.0, "n_text_search": float(searches), "n_tool_errors": 1.0, "n_malformed": 0.0}
+    counts |= {"n_judge_errors": 0.0}
     counts |= {"n_service_calls": 2.0 * searches, "cost_usd": 0.01 * searches}
     return Trajectory("q", turns, True, False, "answered", float(reward > 0.5), {}, counts, "x")
 
@@ -42,7 +43,7 @@ def test_episodes_by_hand() -> None:
             "episode/text_search": 0.5,
             "episode/tool_errors": 1.0,
             "episode/judge_errors": 0.0,
-        "episode/service_calls": 1.0,
+            "episode/service_calls": 1.0,
             "episode/cost_usd": 0.005,
             "episode/valid_actions": 5 / 6,
             "episode/answered": 0.75,
