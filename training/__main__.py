@@ -69,6 +69,11 @@ def _train(config: RunConfig, resume: str, console: Console) -> None:
 
     if resume == "auto" and run.is_finished(config):
         if os.environ.get("RANK", "0") == "0":
+            console.print(
+                f"trained already: {config.output.folder} has {config.iterations} iterations or more",
+                highlight=False,
+                soft_wrap=True,
+            )
             run.present(config, console)
         return
     place = join(timeout_s=config.engine.timeout_s)

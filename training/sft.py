@@ -69,8 +69,8 @@ def fit(
     zero_stage: int = 1,
     stage: Stage = NOT_KEPT,
     on_update: Callable[[int, float], Any] = lambda update, loss: None,
-) -> None:
-    """Train the policy's trainable parameters.
+) -> int:
+    """Train the policy's trainable parameters; returns the updates made, none where the stage was at its end.
 
     Args:
         policy: who learns.
@@ -84,13 +84,14 @@ def fit(
     """
     done = stage.weights_into(policy.scorer)
     if done >= plan.updates:
-        return
+        return 0
     with closing(Engine(policy.scorer, place=place, adam=adam, zero_stage=zero_stage)) as engine:
         stage.optimiser_into(engine)
         for update in range(done, plan.updates):
             loss = _update(engine, policy, draw(update), plan, plan.rate(update))
             stage.keep(policy.scorer, engine, done=update + 1, of=plan.updates)
             on_update(update, loss)
+    return plan.updates - done
 
 
 def _update(

@@ -7,7 +7,6 @@ Biases asks for its key as it always does; MLflow and trackio write to this mach
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from agents.trajectory import Group
-from mmsearch_env.errors import ConfigError
 from training.metrics import check_names
 
 Log = Callable[[dict[str, float], int], object]
@@ -43,12 +41,7 @@ def open_tracker(name: str, *, folder: Path, project: str, config: Mapping[str, 
         folder: of the run; its name is the run's.
         project: where the tracker files it.
         config: the recipe.
-
-    Raises:
-        ConfigError: its package is not installed.
     """
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(f"output.tracker: expected the package {name}, got none; pip install {name}")
     return Tracker(TRACKERS[name](folder.resolve(), project, config))
 
 

@@ -98,7 +98,7 @@ def _trained(config: RunConfig, options: argparse.Namespace, episodes: list[Traj
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"{len(episodes)} episodes", total=updates)
-        fit(
+        made = fit(
             policy,
             place,
             lambda update: [
@@ -113,9 +113,11 @@ def _trained(config: RunConfig, options: argparse.Namespace, episodes: list[Traj
                 task, completed=update + 1, description=f"{len(episodes)} episodes, {loss:.3f} nats a token"
             ),
         )
+        bar.update(task, completed=updates)
     if place.rank == 0:
         checkpoint.write_folder(options.folder / "adapter", policy.save_adapter)
-        console.print(f"adapter written to {options.folder / 'adapter'}", highlight=False, soft_wrap=True)
+    said = "adapter written to" if made else "trained already, from the same episodes; the adapter is in"
+    console.print(f"{said} {options.folder / 'adapter'}", highlight=False, soft_wrap=True)
 
 
 def _made_of(config: RunConfig, options: argparse.Namespace, episodes: Sequence[Trajectory]) -> str:

@@ -18,6 +18,7 @@ from training.config import RunConfig
 from training.config.file import config_from_mapping
 from training.engine import Place
 from training.losses import clipped_surrogate
+from training.trackers import TRACKERS
 
 WORLD = {"world": "synthetic:seed=1,entities=12", "prompts": "brief"}
 
@@ -125,6 +126,24 @@ def test_every_process_needs_a_question() -> None:
     config = recipe(rollout={"questions_per_iteration": 3})
     with pytest.raises(ConfigError, match="expected at least 4, one for each process, got 3"):
         compose.build_parts(config, Place(0, 4, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "package"),
+    [
+        *(("output", {"tracker": name}, name) for name in TRACKERS),
+        ("policy", {"attention": "flash_attention_2"}, "flash_attn"),
+        ("rollout", {"engine": "vllm"}, "vllm"),
+    ],
+)
+def test_a_package_that_is_missing_is_said_before_weights_are_loaded(
+    section: str, option: dict[str, str], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(**{section: option})
+    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(compose, "build_policy", None)  # not reached
+    with pytest.raises(ConfigError, match=f"expected the package {package} for this recipe, got none; pip install"):
+        compose.build_parts(config, Place(0, 1, torch.device("cpu")))
 
 
 def test_gradient_checkpointing_reaches_the_model() -> None:

@@ -62,7 +62,9 @@ def test_it_learns_to_say_what_was_said(
     trained.load_adapter(tmp_path / "adapter")
     assert likelihood(trained) > before + 0.03  # little can be learnt under so small a head, and some is
     written = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert "adapter written to" in capsys.readouterr().out
     assert warm_start.main(arguments) == 0  # nothing is left to do
+    assert "trained already, from the same episodes" in capsys.readouterr().out
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == written
     assert warm_start.main([*arguments, "optimiser.learning_rate=0.04"]) == 2
     assert "expected a stage of this recipe" in capsys.readouterr().err
