@@ -1,15 +1,17 @@
-"""Ending a run politely: the first SIGTERM or Ctrl-C lets the iteration finish and be saved, the second kills."""
+"""Ending a run politely: the first SIGTERM or Ctrl-C lets the iteration finish and be saved, a later one kills."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _MOMENT_S = 2.0
+_ECHO_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -39,12 +41,23 @@ def _strike(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within it, SIGTERM and SIGINT make a request instead of ending the process; the same signal twice ends it."""
+    """Within it, SIGTERM and SIGINT make a request instead of ending the process; the same signal again ends it.
+
+    A signal that comes again at once is an echo and is not counted: a batch system asks all processes of a job to end,
+    and the launcher among them hands the signal on to the same workers.
+    """
     request = StopRequest()
+    asked_at: dict[int, float] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        request.make(signal.Signals(number).name)
-        signal.signal(number, _strike if number == signal.SIGINT else previous[signal.Signals(number)])
+        now = time.monotonic()
+        if now - asked_at.setdefault(number, now) < _ECHO_S:
+            request.make(signal.Signals(number).name)
+        elif number == signal.SIGINT:
+            _strike(number, frame)
+        else:
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
 
     previous = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:

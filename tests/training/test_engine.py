@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -194,3 +196,17 @@ def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match="got no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         join()
+
+
+def test_gloo_listens_where_the_first_process_is_reached(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default it would listen where this machine's name points to, which other machines may not reach."""
+    (loopback,) = (
+        name for name, held in psutil.net_if_addrs().items() if any(one.address == "127.0.0.1" for one in held)
+    )
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    join()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == loopback
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    join()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed
 
@@ -46,6 +47,8 @@ def join(*, timeout_s: float = 1800.0) -> Place:
                 f"{local_rank}; start fewer (make PROCESSES=1 ...), or hide the GPUs with CUDA_VISIBLE_DEVICES=''"
             )
         torch.cuda.set_device(local_rank)
+    else:
+        _reach_the_others()
     if not torch.distributed.is_initialized():
         deepspeed = deepspeed_library()
         deepspeed.init_distributed(
@@ -79,6 +82,23 @@ def _fill_launcher_variables() -> None:
     if not present:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
+
+
+def _reach_the_others() -> None:
+    """Have gloo listen where the first machine is reached from.
+
+    Left to itself it listens where this machine's name points to, on many machines a loopback address that no other
+    machine can reach.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
+        except OSError:
+            return  # not by this protocol: meeting the others says what is wrong
+        mine = probe.getsockname()[0]
+    names = [name for name, held in psutil.net_if_addrs().items() if any(one.address == mine for one in held)]
+    if names:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
 
 
 def _free_port() -> int:
