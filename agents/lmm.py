@@ -26,6 +26,7 @@ from agents.engines.vllm import VLLMSampler, VLLMSettings
 from agents.given import Given, played, row_of
 from agents.inputs import InputBuilder, PackedInputs, Row, SharedInputs
 from agents.layout import RowLayout
+from agents.linear import multiply_with_onednn
 from agents.lora import LoRASettings, read_adapter, with_adapter
 from agents.policy import CONTEXT_FULL, UNREADABLE_PICTURE, CannotReply, Desk, Reply, Request
 from agents.processors import load_processor
@@ -66,6 +67,7 @@ class LMMPolicy:
             pictures_of: a policy with the same vision tower, whose features of pictures serve this one too.
             engine: for a policy that samples with vLLM; by default it does with transformers.
         """
+        multiply_with_onednn(model)
         self.model = model
         self.renderer = ChatRenderer(processor, system=system)
         self.limits = limits or SamplingLimits()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.linear import quick_to_read
+
 _MOST_BYTES = 1 << 30
 """Sums larger than this are not kept: beside so large weights an adapter costs little."""
 
@@ -61,4 +63,4 @@ def _sum(layer: Any) -> Tensor:
     total: Tensor = layer.get_base_layer().weight.detach().clone()
     for name in layer.active_adapters:
         total += layer.get_delta_weight(name)
-    return total
+    return quick_to_read(total)

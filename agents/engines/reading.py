@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
-from agents.engines.kv_cache import remembers_all, roomy_cache
+from agents.engines.forked_attention import attending, can_fork
+from agents.engines.kv_cache import Beginning, KeysValues, RoomyCache, stacked
 from agents.engines.weights import SeenWeights
 from agents.inputs import InputBuilder, Parted, Row, distinct
 from agents.scorer import TokenScorer, base_model
@@ -57,11 +57,11 @@ class Reading:
     Attributes:
         cache: keys and values.
         hidden: (B, width) after the last token.
-        mask: (B, T) 1 where a token stands.
+        mask: (B, T) 1 where a token stands; first of what rows have begun with, then of what is their own.
         next_place: (B,) position of the token that comes next.
     """
 
-    cache: DynamicCache
+    cache: RoomyCache
     hidden: Tensor
     mask: Tensor
     next_place: Tensor
@@ -75,9 +75,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Keys and values of a row's tokens, all but the last: (heads, tokens, width) for each layer."""
+    """Keys and values of a row's tokens, all but the last.
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    Attributes:
+        begun: what it has begun with, the same object for all that have begun with it.
+        layers: what is its own, (heads, tokens, width) for each layer.
+    """
+
+    begun: Beginning | None
+    layers: tuple[KeysValues, ...]
 
 
 class Reader:
@@ -90,6 +96,7 @@ class Reader:
         self._kept: ByteCache[_Kept] = ByteCache(cache_bytes)
         self._cache_bytes = cache_bytes
         self._weights = SeenWeights(scorer.model)
+        self._can_fork = can_fork(base_model(scorer.model))
 
     def read(self, rows: Sequence[Row], ended: Sequence[Sequence[Prefix]]) -> Reading:
         """Read rows to their last token.
@@ -123,15 +130,17 @@ class Reader:
 
     def keep(self, reading: Reading, number: int, row: Row) -> None:
         """Remember what was read of a row: ``row`` with all but its last token is row ``number`` of the reading."""
-        if not remembers_all(reading.cache) or not self._builder.can_share:
+        cache = reading.cache
+        if not cache.remembers_all or not self._builder.can_share:
             return
-        places = reading.mask[number].nonzero()[:, 0]
+        begun = None if cache.forks is None else cache.forks.beginnings[int(cache.forks.which[number])]
+        places = reading.mask[number, cache.begun_length :].nonzero()[:, 0]
         layers = tuple(
             (layer.keys[number].index_select(1, places), layer.values[number].index_select(1, places))
-            for layer in reading.cache.layers
+            for layer in cache.layers
         )
         size = sum(tensor.nbytes for layer in layers for tensor in layer)
-        self._kept.put(row.key, _Kept(layers), size)
+        self._kept.put(row.key, _Kept(begun, layers), size + (begun.bytes // begun.rows if begun else 0))
 
     def forget(self, row: Row, prefixes: Sequence[Prefix]) -> None:
         """Let go of what was remembered of a row when these turns ended."""
@@ -152,25 +161,36 @@ class Reader:
         """Rows that are new; those that are alike only once."""
         different, which = distinct(rows)
         inputs = self._builder.build(different, padding="left")
-        reading = self._run(inputs, roomy_cache(self._network.config.get_text_config()))
-        return reading.chosen(which) if len(different) < len(rows) else reading
+        reading = self._run(inputs, RoomyCache(self._network.config.get_text_config()))
+        if len(different) == len(rows):
+            return reading
+        if not (self._can_fork and reading.cache.remembers_all):
+            return reading.chosen(which)
+        reading.cache.fork(reading.mask.sum(1).tolist(), which)
+        return Reading(reading.cache, reading.hidden[which], reading.mask[which], reading.next_place[which])
 
     def _continued(self, rows: Sequence[Parted], kept: Sequence[_Kept]) -> Reading:
         """Rows of which the beginning is remembered."""
         inputs = self._builder.build_rests(rows, padding="left")
-        sizes = [one.layers[0][0].shape[1] for one in kept]
-        length = max(sizes)
-        cache = roomy_cache(self._network.config.get_text_config())
+        cache = RoomyCache(self._network.config.get_text_config())
         for number, layer in enumerate(cache.layers):
             pairs = [one.layers[number] for one in kept]
-            keys, values = (_stacked([pair[side] for pair in pairs], length) for side in (0, 1))
-            layer.update(keys, values)
+            length = max(keys.shape[1] for keys, _ in pairs)
+            layer.replace(*(stacked([pair[side] for pair in pairs], length) for side in (0, 1)))
+        read = [_left([one.layers[0][0].shape[1] for one in kept])]
+        if any(one.begun is not None for one in kept):
+            nothing = _nothing_like(kept[0])
+            begun = [one.begun or nothing for one in kept]
+            different = list({id(one): one for one in begun}.values())
+            cache.begin(different, [different.index(one) for one in begun])
+            read.insert(0, _left([one.tokens for one in begun]))
         mask = inputs["attention_mask"]
-        read = torch.stack([pad(mask.new_ones(size), (length - size, 0)) for size in sizes])
-        return self._run({**inputs, "attention_mask": torch.cat([read, mask], dim=1)}, cache)
+        whole = torch.cat([*(part.to(mask) for part in read), mask], dim=1)
+        return self._run({**inputs, "attention_mask": whole}, cache)
 
-    def _run(self, inputs: dict[str, Any], cache: DynamicCache) -> Reading:
-        hidden = self._network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    def _run(self, inputs: dict[str, Any], cache: RoomyCache) -> Reading:
+        with attending(cache):
+            hidden = self._network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
         places = inputs["position_ids"]
         last = places[..., -1] if places.dim() == 2 else places[..., -1].amax(0)
         return Reading(cache, hidden, inputs["attention_mask"], last + 1)
@@ -191,24 +211,32 @@ def _part(row: Row, prefix: Prefix) -> Row:
     return Row(row.token_ids[: prefix.tokens], row.images[: prefix.images])
 
 
-def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
-    """(B, heads, length, width): each padded with zeros on the left."""
-    return torch.stack([pad(tensor, (0, 0, length - tensor.shape[1], 0)) for tensor in tensors])
+def _left(sizes: Sequence[int]) -> Tensor:
+    """(B, longest) 1 on the right, as often as each says, and 0 on the left."""
+    longest = max(sizes)
+    return torch.tensor([[0] * (longest - size) + [1] * size for size in sizes])
+
+
+def _nothing_like(kept: _Kept) -> Beginning:
+    return Beginning(tuple((keys[:, :0], values[:, :0]) for keys, values in kept.layers), 1)
 
 
 def joined(one: Reading, other: Reading) -> Reading:
     """The rows of both, the first's first; both readings are used up."""
-    length = max(one.mask.shape[1], other.mask.shape[1])
-    for mine, theirs in zip(one.cache.layers, other.cache.layers, strict=True):
-        keys, values = (
-            torch.cat([pad(tensor, (0, 0, length - tensor.shape[2], 0)) for tensor in both])
-            for both in ((mine.keys, theirs.keys), (mine.values, theirs.values))
-        )
-        mine.replace(keys, values)
-    masks = [pad(reading.mask, (length - reading.mask.shape[1], 0)) for reading in (one, other)]
+    parts = [
+        (reading.mask[:, : reading.cache.begun_length], reading.mask[:, reading.cache.begun_length :])
+        for reading in (one, other)
+    ]
+    one.cache.append(other.cache)
     return Reading(
         one.cache,
         torch.cat([one.hidden, other.hidden]),
-        torch.cat(masks),
+        torch.cat([_below(*masks) for masks in zip(*parts, strict=True)], dim=1),
         torch.cat([one.next_place, other.next_place]),
     )
+
+
+def _below(mask: Tensor, other: Tensor) -> Tensor:
+    """The rows of both, padded on the left."""
+    length = max(mask.shape[1], other.shape[1])
+    return torch.cat([pad(one, (length - one.shape[1], 0)) for one in (mask, other)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from families import adapted_policy, noise
 
+from agents.engines import forked_attention
 from agents.engines.contract import SamplingLimits
 from agents.engines.kv_cache import RoomyLayer
 from agents.engines.merging import MergedAdapter
@@ -16,7 +18,8 @@ from agents.inputs import InputBuilder
 from agents.lmm import LMMPolicy
 from agents.policy import Reply, Request
 from agents.rollout import rollout
-from agents.trajectory import Turn
+from agents.scorer import base_model
+from agents.trajectory import Trajectory, Turn
 from agents.vision import ByteCache
 from agents.workflows import Script
 from mmsearch_env.env import MMSearchEnv
@@ -96,6 +99,60 @@ def test_new_episodes_and_old_ones_share_a_batch(policy: LMMPolicy) -> None:
     assert_same(fast, [replied(policy, [request])[0] for request in requests])
     forget(policy)
     assert_same(fast, replied(policy, requests))
+
+
+def test_what_rows_begin_with_alike_is_held_once(policy: LMMPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of three, two and one that end at different times, over three turns; beside it a copy for each row."""
+    rows, calls = [0, 0, 0, 2, 2, 4], 0
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return one_token(*arguments)
+
+    one_token = forked_attention._one_token
+    monkeypatch.setattr(forked_attention, "_one_token", counted)
+    reader = policy._sampler._reader
+
+    def three_turns() -> list[tuple[Turn, ...]]:
+        forget(policy)
+        played: list[tuple[Turn, ...]] = [()] * len(rows)
+        for turn in range(3):
+            requests = [replace(asked(row, turn, played[n]), seed=10 * n + turn) for n, row in enumerate(rows)]
+            played = [(*before, one) for before, one in zip(played, replied(policy, requests), strict=True)]
+            assert (calls > 0) == reader._can_fork
+        return played
+
+    forked = three_turns()
+    reader._can_fork, calls = False, 0
+    plain = three_turns()
+    reader._can_fork = True
+    forget(policy)
+    for mine, theirs in zip(forked, plain, strict=True):
+        assert_same(mine, theirs)
+
+
+def test_in_training_attention_is_as_ever(policy: LMMPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked attention is registered for the text model for good, and is plain where nothing is forked."""
+    (turn,) = replied(policy, [asked(0, 0, ())])
+    monkeypatch.setattr(forked_attention, "_one_token", None)
+    played = Trajectory("q", (turn,), True, False, "answered", 1.0, {}, {}, "")
+    inputs = policy.whole_inputs([played])
+    mask = torch.tensor([played.loss_mask])
+    one = policy.scorer(inputs, mask).logprobs
+    model = base_model(policy.model)
+    forked = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation({"text_config": "sdpa"})
+    plain = policy.scorer(inputs, mask).logprobs
+    model.set_attn_implementation({"text_config": forked})
+    assert forked != "sdpa" and torch.equal(one, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_float32_is_forked(dtype: torch.dtype) -> None:
+    model = base_model(adapted_policy("qwen2_5_vl").model).to(dtype)
+    model.set_attn_implementation({"text_config": "sdpa"})
+    assert forked_attention.can_fork(model) == (dtype == torch.float32)
 
 
 def test_what_other_weights_have_read_is_let_go() -> None:
