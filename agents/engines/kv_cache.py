@@ -157,6 +157,13 @@ class RoomyCache(DynamicCache):  # type: ignore[misc]  # transformers is not ann
         """Tokens that rows have begun with, the padding of shorter beginnings among them."""
         return 0 if self.forks is None else int(self.layers[0].begun[0].shape[2])
 
+    def beginning(self, row: int) -> Beginning | None:
+        """What a row has begun with, if that lies apart."""
+        if self.forks is None:
+            return None
+        found = self.forks.beginnings[int(self.forks.which[row])]
+        return found if found.tokens else None
+
     def fork(self, sizes: Sequence[int], which: Sequence[int]) -> None:
         """Go on with several rows for each that was read.
 

@@ -133,7 +133,7 @@ class Reader:
         cache = reading.cache
         if not cache.remembers_all or not self._builder.can_share:
             return
-        begun = None if cache.forks is None else cache.forks.beginnings[int(cache.forks.which[number])]
+        begun = cache.beginning(number)
         places = reading.mask[number, cache.begun_length :].nonzero()[:, 0]
         layers = tuple(
             (layer.keys[number].index_select(1, places), layer.values[number].index_select(1, places))

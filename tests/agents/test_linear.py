@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from agents.linear import OneDNNLinear, multiply_with_onednn, quick_to_read
 
 
-def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+def pair(bias: bool = True, width: int = 20) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
-    plain = nn.Linear(48, 20, bias=bias)
+    plain = nn.Linear(48, width, bias=bias)
     fast = nn.Sequential(copy.deepcopy(plain))
     multiply_with_onednn(fast)
     assert type(fast[0]) is OneDNNLinear
@@ -29,10 +29,11 @@ def gradients(layer: nn.Linear, x: Tensor) -> list[Tensor]:
     return [one for one in found if one is not None]
 
 
+@pytest.mark.parametrize("width", [20, 90])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 48), (8, 48), (3, 70, 48), (2, 3, 5, 48)])
-def test_products_and_gradients_are_the_same(shape: tuple[int, ...], bias: bool) -> None:
-    plain, fast = pair(bias)
+def test_products_and_gradients_are_the_same(shape: tuple[int, ...], bias: bool, width: int) -> None:
+    plain, fast = pair(bias, width)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
