@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from trainer_models import Setup
 
+from agents.linear import multiply_with_onednn, quick_to_read
 from agents.scorer import base_model
 
 
@@ -33,14 +34,22 @@ class Machine:
 
 def measured_machine(weights: int) -> Machine:
     """Measure it, the latter with as many bytes as the model has weights."""
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    rows, width = torch.randn(8, 1024), max(1, weights // 1024)
-    matrix = torch.randn(width, 1024)
+    width = max(1, weights // 1024)
+    square, large = (_layer(1024, size) for size in (1024, width))
+    large.weight.data = quick_to_read(large.weight.data)
+    many, few = torch.randn(1024, 1024), torch.randn(8, 1024)
     with torch.no_grad():
         return Machine(
-            flops=2 * 1024**3 / _seconds(lambda: left @ right),
-            bytes_read=4 * width * 1024 / _seconds(lambda: rows @ matrix.T),
+            flops=2 * 1024**3 / _seconds(lambda: square(many)),
+            bytes_read=4 * width * 1024 / _seconds(lambda: large(few)),
         )
+
+
+def _layer(before: int, after: int) -> nn.Linear:
+    """As a policy has them: multiplied by whoever does it fastest here."""
+    layers = nn.Sequential(nn.Linear(before, after, bias=False))
+    multiply_with_onednn(layers)
+    return layers[0]
 
 
 def least_seconds(setup: Setup, model: nn.Module, tokens: list[int], machine: Machine) -> dict[str, float]:
