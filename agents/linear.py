@@ -8,10 +8,15 @@ they were.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_KERNELS_KEPT = "4096"
+"""oneDNN makes a kernel for every number of rows, in a quarter of a millisecond or more, and keeps 1,024 by itself;
+sampling from many rows, which end one after the other, comes by more."""
 
 
 class _Product(torch.autograd.Function):
@@ -56,6 +61,7 @@ def multiply_with_onednn(model: nn.Module) -> None:
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (has_onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = OneDNNLinear

@@ -23,6 +23,8 @@ from agents.trajectory import Turn
 from agents.vision import ByteCache
 
 _KEPT_BYTES = 2 << 30
+_WORTH_FORKING = 256
+"""Tokens of a beginning; with fewer, holding it once saves less time than bringing its rows together takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,13 @@ class _Kept:
 class Reader:
     """Reads rows and remembers them."""
 
-    def __init__(self, scorer: TokenScorer, builder: InputBuilder, *, cache_bytes: int = _KEPT_BYTES) -> None:
-        """Args: scorer: holds the model; builder: makes its inputs; cache_bytes: of keys and values that are kept."""
+    def __init__(self, scorer: TokenScorer, builder: InputBuilder) -> None:
+        """Args: scorer: holds the model; builder: makes its inputs."""
         self._scorer = scorer
         self._builder = builder
-        self._kept: ByteCache[_Kept] = ByteCache(cache_bytes)
-        self._cache_bytes = cache_bytes
+        self._kept: ByteCache[_Kept] = ByteCache(_KEPT_BYTES)
         self._weights = SeenWeights(scorer.model)
-        self._can_fork = can_fork(base_model(scorer.model))
+        self._forks_from = _WORTH_FORKING if can_fork(base_model(scorer.model)) else None
 
     def read(self, rows: Sequence[Row], ended: Sequence[Sequence[Prefix]]) -> Reading:
         """Read rows to their last token.
@@ -164,9 +165,10 @@ class Reader:
         reading = self._run(inputs, RoomyCache(self._network.config.get_text_config()))
         if len(different) == len(rows):
             return reading
-        if not (self._can_fork and reading.cache.remembers_all):
+        sizes = reading.mask.sum(1).tolist()
+        if self._forks_from is None or max(sizes) < self._forks_from or not reading.cache.remembers_all:
             return reading.chosen(which)
-        reading.cache.fork(reading.mask.sum(1).tolist(), which)
+        reading.cache.fork(sizes, which)
         return Reading(reading.cache, reading.hidden[which], reading.mask[which], reading.next_place[which])
 
     def _continued(self, rows: Sequence[Parted], kept: Sequence[_Kept]) -> Reading:
@@ -203,7 +205,7 @@ class Reader:
         """Let go of what other weights have read; whether they are other ones."""
         if not self._weights.have_changed():
             return False
-        self._kept = ByteCache(self._cache_bytes)
+        self._kept = ByteCache(_KEPT_BYTES)
         return True
 
 

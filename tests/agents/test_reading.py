@@ -91,8 +91,13 @@ def test_a_later_turn_reads_only_what_is_new(policy: LMMPolicy, widths: list[tup
         played = [(*before, one) for before, one in zip(played, replied(policy, requests), strict=True)]
 
 
-def test_new_episodes_and_old_ones_share_a_batch(policy: LMMPolicy) -> None:
+@pytest.mark.parametrize("forks_from", [1, None])
+def test_new_episodes_and_old_ones_share_a_batch(
+    policy: LMMPolicy, forks_from: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows 0 and 1 have said something, row 2 begins; and in another order."""
+    monkeypatch.setattr(policy._sampler._reader, "_forks_from", forks_from)
+    forget(policy)
     begun = replied(policy, [asked(row, 0, ()) for row in range(2)])
     requests = [asked(0, 1, (begun[0],)), asked(2, 0, ()), asked(1, 1, (begun[1],))]
     fast = replied(policy, requests)
@@ -120,13 +125,14 @@ def test_what_rows_begin_with_alike_is_held_once(policy: LMMPolicy, monkeypatch:
         for turn in range(3):
             requests = [replace(asked(row, turn, played[n]), seed=10 * n + turn) for n, row in enumerate(rows)]
             played = [(*before, one) for before, one in zip(played, replied(policy, requests), strict=True)]
-            assert (calls > 0) == reader._can_fork
+            assert (calls > 0) == (reader._forks_from == 1)
         return played
 
+    monkeypatch.setattr(reader, "_forks_from", 1)
     forked = three_turns()
-    reader._can_fork, calls = False, 0
+    monkeypatch.setattr(reader, "_forks_from", None)
+    calls = 0
     plain = three_turns()
-    reader._can_fork = True
     forget(policy)
     for mine, theirs in zip(forked, plain, strict=True):
         assert_same(mine, theirs)

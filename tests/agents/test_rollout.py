@@ -406,9 +406,13 @@ def test_whoever_waits_for_a_search_holds_up_nobody(questions: QuestionSet) -> N
     assert [group.question_id for group in groups] == list(questions.ids)
 
 
+@pytest.mark.parametrize("forks_from", [1, None])
 @pytest.mark.parametrize("rows", [256, 3])
-def test_what_is_said_does_not_depend_on_who_speaks_beside(questions: QuestionSet, rows: int) -> None:
+def test_what_is_said_does_not_depend_on_who_speaks_beside(
+    questions: QuestionSet, rows: int, forks_from: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=10))
+    monkeypatch.setattr(policy._sampler._reader, "_forks_from", forks_from)
     together, continuous = (
         rollout(policy, make_env, questions[:4], group_size=3, seed=3, limits=limits)
         for limits in (RolloutLimits(), replace(CONTINUOUS, batch_rows=rows))
