@@ -57,13 +57,13 @@ class OneDNNLinear(nn.Linear):
 
 
 def multiply_with_onednn(model: nn.Module) -> None:
-    """Turn a model's linear layers into such, where this PyTorch has oneDNN."""
+    """Turn a model's linear layers on the CPU into such, where this PyTorch has oneDNN."""
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (has_onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and module.weight.device.type == "cpu":
             module.__class__ = OneDNNLinear
 
 

@@ -52,6 +52,12 @@ def test_views_empty_batches_and_other_formats_are_fine() -> None:
     torch.testing.assert_close(fast.bfloat16()(x[:, :48].bfloat16()), plain.bfloat16()(x[:, :48].bfloat16()))
 
 
+def test_elsewhere_layers_are_left_alone() -> None:
+    layers = nn.Sequential(nn.Linear(4, 4, device="meta"))
+    multiply_with_onednn(layers)
+    assert type(layers[0]) is nn.Linear
+
+
 def test_what_is_frozen_keeps_nothing_for_the_gradient() -> None:
     _, fast = pair()
     fast.requires_grad_(False)
