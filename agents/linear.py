@@ -58,13 +58,21 @@ class OneDNNLinear(nn.Linear):
 
 def multiply_with_onednn(model: nn.Module) -> None:
     """Turn a model's linear layers on the CPU into such, where this PyTorch has oneDNN."""
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not (has_onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
+    if not _has_onednn():
+        return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.device.type == "cpu":
             module.__class__ = OneDNNLinear
+
+
+def _has_onednn() -> bool:
+    """Whether the operation is here and does what it is used for; PyTorch does not promise it by name."""
+    ones = torch.ones(2, 2)
+    try:
+        return torch.equal(_product(ones, ones, None), ones @ ones)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
 
 
 def quick_to_read(weight: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
 from families import adapted_policy
 from torch import Tensor, nn
 
+from agents import linear
 from agents.linear import OneDNNLinear, multiply_with_onednn, quick_to_read
 
 
@@ -50,6 +52,14 @@ def test_views_empty_batches_and_other_formats_are_fine() -> None:
     torch.testing.assert_close(fast(x[:1, :48].expand(4, -1)), plain(x[:1, :48].expand(4, -1)), rtol=1e-5, atol=1e-5)
     assert fast(x[:0, :48]).shape == (0, 20) and fast(x[0, :48]).shape == (20,)
     torch.testing.assert_close(fast.bfloat16()(x[:, :48].bfloat16()), plain.bfloat16()(x[:, :48].bfloat16()))
+
+
+def test_without_the_operation_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (AttributeError, TypeError, RuntimeError):
+        monkeypatch.setattr(linear, "_product", Mock(side_effect=error))
+        layers = nn.Sequential(nn.Linear(4, 4))
+        multiply_with_onednn(layers)
+        assert type(layers[0]) is nn.Linear
 
 
 def test_elsewhere_layers_are_left_alone() -> None:
