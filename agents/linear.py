@@ -8,11 +8,14 @@ they were.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
 
 _KERNELS_KEPT = "4096"
 """oneDNN makes a kernel for every number of rows, in a quarter of a millisecond or more, and keeps 1,024 by itself;
@@ -71,7 +74,8 @@ def _has_onednn() -> bool:
     ones = torch.ones(2, 2)
     try:
         return torch.equal(_product(ones, ones, None), ones @ ones)
-    except (AttributeError, TypeError, RuntimeError):
+    except (AttributeError, TypeError, RuntimeError) as error:
+        _log.info("products go through torch's own library, oneDNN's operation cannot be used: %s", error)
         return False
 
 

@@ -29,9 +29,9 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
         table.add_section()
         table.add_row(*_cells(evaluation.workflow, evaluation.overall), style="bold")
         for category, scores in evaluation.by_category.items():
-            table.add_row(*_cells(f"  {category.replace('_', ' ') or 'unlabelled'}", scores))
+            table.add_row(*_cells(f" {category.replace('_', ' ') or 'unlabelled'}", scores))
         if evaluation.search_gap is not None:
-            table.add_row("  search gap", "", "", "", _percent(evaluation.search_gap))
+            table.add_row(" search gap", "", "", "", _percent(evaluation.search_gap))
     return table
 
 
