@@ -93,7 +93,7 @@ class InputBuilder:
         """
         self._model = model
         self._renderer = renderer
-        self._preparer: ImagePreparer = ImagePreparer(renderer.processor) if like is None else like._preparer
+        self._preparer: ImagePreparer = ImagePreparer(renderer) if like is None else like._preparer
         self.vision: VisionCache = VisionCache(model, self._preparer) if like is None else like.vision
 
     @property

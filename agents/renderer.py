@@ -116,6 +116,21 @@ class ChatRenderer:
             start = place + len(wide)
         return [*folded, *ids[start:]]
 
+    def in_slot(self, image: Image) -> Any:
+        """What the processor makes of a picture in its slot: the slot's tokens, and what the tower is given.
+
+        Both from one call, because a family may cut a picture into as many pieces as it has room for.
+
+        Raises:
+            ImageError: the model cannot take the picture.
+        """
+        try:
+            return self.processor(
+                text=[self.image_slot], images=[[image.to_pil()]], add_special_tokens=False, return_tensors="pt"
+            )
+        except ValueError as error:
+            raise ImageError(f"expected a picture that the model can take, got {image!r}: {error}") from error
+
     # -- learnt from the processor ------------------------------------------------------------------------------
 
     def _find_image_slot(self) -> str:
@@ -207,11 +222,7 @@ class ChatRenderer:
         """The slot of a picture; it depends on the picture's size only."""
         key = (image.width, image.height)
         if key not in self._slots:
-            try:
-                encoded = self.processor(text=[self.image_slot], images=[[image.to_pil()]], add_special_tokens=False)
-            except ValueError as error:
-                raise ImageError(f"expected a picture that the model can take, got {image!r}: {error}") from error
-            self._slots[key] = tuple(encoded["input_ids"][0])
+            self._slots[key] = tuple(self.in_slot(image)["input_ids"][0].tolist())
             if len(self._slots) > _SLOT_CACHE_SIZE:
                 self._slots.popitem(last=False)
         return self._slots[key]

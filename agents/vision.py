@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from agents.renderer import ChatRenderer
 from mmsearch_env.errors import PolicyError
 from mmsearch_env.images import Image
 
@@ -60,9 +61,10 @@ class ByteCache(Generic[T]):
 class ImagePreparer:
     """Runs the image processor; keeps its output per picture."""
 
-    def __init__(self, processor: Any, *, cache_bytes: int = _GIB // 2) -> None:
-        """Args: processor: the model's; cache_bytes: how much of its output is kept."""
-        self._processor = processor.image_processor
+    def __init__(self, renderer: ChatRenderer, *, cache_bytes: int = _GIB // 2) -> None:
+        """Args: renderer: of the model's processor; cache_bytes: how much of its output is kept."""
+        self._renderer = renderer
+        self._names = frozenset(renderer.processor.image_processor.model_input_names)
         self._kept: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes)
         self._grids: dict[tuple[int, int], Tensor] = {}
         self._lock = threading.RLock()
@@ -71,8 +73,8 @@ class ImagePreparer:
         """The processor's tensors for one picture: forward keywords, first axis = the picture's pieces."""
         with self._lock:
             if image.digest not in self._kept:
-                out = self._processor(images=[image.to_pil()], return_tensors="pt")
-                tensors = {name: value for name, value in out.items() if torch.is_tensor(value)}
+                out = self._renderer.in_slot(image)
+                tensors = {name: out[name] for name in self._names & out.keys()}
                 self._kept.put(image.digest, tensors, sum(value.nbytes for value in tensors.values()))
                 if "image_grid_thw" in tensors:
                     self._grids[image.width, image.height] = tensors["image_grid_thw"]
@@ -141,8 +143,8 @@ class VisionCache:
         inputs = {name: value.to(device) for name, value in self._preparer.many(images).items()}
         output = self._model.get_image_features(**inputs, return_dict=True)
         self.tower_calls += len(images)
-        for position, image in enumerate(images):
-            one = _pick(output, position)
+        pieces = [len(self._preparer.one(image)["pixel_values"]) for image in images]
+        for image, one in zip(images, _parted(output, pieces), strict=True):
             self._keep(image.digest, one, sum(feature.nbytes for feature in _tensors(one)))
             yield one
 
@@ -165,16 +167,26 @@ class VisionCache:
             self._host.put(old, _moved(let_go, torch.device("cpu")), freed)
 
 
-def _pick(output: Any, position: int) -> Any:
-    """The part of a tower output that belongs to one picture, in memory of its own."""
-    one = type(output)()
-    pooled = output.pooler_output  # a list of tensors, or one tensor where every picture has as many tokens
+def _parted(output: Any, pieces: Sequence[int]) -> Iterator[Any]:
+    """The parts of a tower output that belong to each picture, in memory of their own.
+
+    Args: pieces: into how many each was cut; that decides where the tower says nothing of pictures.
+    """
+    pooled = output.pooler_output  # a list of tensors, or one tensor where every piece has as many tokens
     whole = torch.is_tensor(pooled)
-    one["pooler_output"] = pooled[position : position + 1].clone() if whole else [pooled[position].clone()]
+    if whole and len(pooled) != sum(pieces):
+        raise PolicyError(
+            f"expected a tower that gives features of the {sum(pieces)} pieces of {len(pieces)} pictures, got "
+            f"{len(pooled)}; take a family that does, such as Qwen2.5-VL"
+        )
+    parts = pooled.split(list(pieces)) if whole else pooled
     deep = getattr(output, "deepstack_features", None)
-    if deep is not None:
-        one["deepstack_features"] = [[layer[position].clone()] for layer in deep]
-    return one
+    for position, part in enumerate(parts):
+        one = type(output)()
+        one["pooler_output"] = part.clone() if whole else [part.clone()]
+        if deep is not None:
+            one["deepstack_features"] = [[layer[position].clone()] for layer in deep]
+        yield one
 
 
 def _moved(one: Any, device: torch.device) -> Any:

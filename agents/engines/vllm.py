@@ -1,4 +1,4 @@
-"""Sampling with vLLM, in this process and on its GPU: the only file that imports vllm.
+"""Sampling with vLLM, in this process and where its model is: the only file that imports vllm.
 
 Tokens in, tokens out, as with transformers: the same prompts, banned tokens and ends, log-probabilities of the same
 distribution. The base model is vLLM's own copy; the adapter is handed over as a folder, under a new name whenever it
@@ -35,6 +35,8 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """vLLM raises what is lower, 0 aside, without being asked, and refuses what is higher (``sampling_params.py``)."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Room for an adapter's rank comes in these sizes (``config/lora.py``)."""
+_LEAST_BATCHED = 4096
+"""Tokens that are read at once, at least; vLLM's own default for a processor."""
 _MOST_BANNED = 1024
 """Tokens a request may have a bias for (``v1/worker/gpu/sample/logit_bias.py``)."""
 
@@ -265,12 +267,29 @@ def _arguments(settings: VLLMSettings, model: Any, renderer: ChatRenderer, conte
         "generation_config": "vllm",
         "limit_mm_per_prompt": {"video": 0},
         "mm_processor_kwargs": _pixels(renderer.processor.image_processor),
-        # Each process has a whole model: under a launcher the engines of all processes join the trainer's own group,
-        # one tensor-parallel group of one each.
-        "distributed_executor_backend": "external_launcher" if torch.distributed.is_initialized() else "uni",
+        # Each process has a whole model: the engines of all processes join the trainer's own group, one
+        # tensor-parallel group of one each.
+        "distributed_executor_backend": "external_launcher" if _has_a_group() else "uni",
         "disable_log_stats": True,
         "seed": 0,
+        **({} if torch.cuda.is_available() else _without_a_gpu(context)),
     }
+
+
+def _without_a_gpu(context: int) -> dict[str, Any]:
+    """After a part of a prompt vLLM winds a request's random numbers back (``v1/worker/gpu_model_runner.py``).
+
+    Those of the CPU cannot be wound back, so there prompts are read whole.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, _LEAST_BATCHED)}
+
+
+def _has_a_group() -> bool:
+    """Whether this process has, or will have, a place in the trainer's process group; else vLLM makes one of its own.
+
+    That there is a group would not say so: vLLM's own outlives an engine.
+    """
+    return "RANK" in os.environ
 
 
 def _pixels(image_processor: Any) -> dict[str, Any] | None:
@@ -283,6 +302,8 @@ def _pixels(image_processor: Any) -> dict[str, Any] | None:
 def _started(arguments: dict[str, Any]) -> Any:
     """An ``LLMEngine`` in this process. Raises PolicyError."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # What goes wrong is raised; the rest would bury a run's progress. Who sets another level sees it.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         from vllm import EngineArgs, LLMEngine
     except ImportError as error:
@@ -291,9 +312,13 @@ def _started(arguments: dict[str, Any]) -> Any:
             "docs/training.md) or take engine 'hf'"
         ) from error
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise PolicyError(
             f"expected vLLM to start with {arguments['model']!r}, got {type(error).__name__}: {error}; check "
-            "that there is a GPU and how much of its memory is free, or take engine 'hf'"
+            "how much memory is free there, or take engine 'hf'"
         ) from error
+    if _has_a_group():
+        # At its end it would destroy every process group, the trainer's too (v1/engine/core.py).
+        engine.engine_core._finalizer.detach()
+    return engine

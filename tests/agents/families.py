@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    AutoTokenizer,
     GotOcr2ImageProcessorPil,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -76,22 +79,20 @@ def qwen3_vl() -> tuple[Any, Any]:
 
 
 def internvl() -> tuple[Any, Any]:
-    """Model and processor: one position a token, every picture scaled to the same number of tokens."""
+    """Model and processor: one position a token, every picture cut into as many pieces as suit its shape."""
     allow_missing_torchvision()
     torch.manual_seed(0)
-    tokenizer = tokeniser()
     names = {"start_image_token": "<img_start>", "end_image_token": "<img_end>", "video_token": "<video>"}
-    named = {**names, "context_image_token": "<|image_pad|>"}
-    tokenizer.add_special_tokens({"additional_special_tokens": [*names.values()]}, replace_extra_special_tokens=False)
-    for name, token in named.items():
-        setattr(tokenizer, name, token)
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    pictures = GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, crop_to_patches=False)
+    with TemporaryDirectory() as folder:
+        tokeniser().save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, extra_special_tokens={**names, "context_image_token": "<|image_pad|>"}
+        )
+    pictures = GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, max_patches=4)
     template = tiny_processor(tokenizer, SIZE).chat_template.replace(
         "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
     )
     processor = InternVLProcessor(pictures, tokenizer, NoVideoProcessor(), image_seq_length=4, chat_template=template)
-    processor.images_kwargs = {"crop_to_patches": False}
     config = InternVLConfig(
         text_config={
             "model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96,
@@ -112,6 +113,13 @@ def internvl() -> tuple[Any, Any]:
 def noise(seed: int, width: int = 168, height: int = 112) -> Image:
     """A picture of random pixels."""
     return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(processor: Any, pictures: Sequence[Image]) -> dict[str, Any]:
+    """What transformers' own processor makes of pictures that follow one another."""
+    text = processor.image_token * len(pictures)
+    made = processor(text=[text], images=[[picture.to_pil() for picture in pictures]], return_tensors="pt")
+    return {name: made[name] for name in ("pixel_values", "image_grid_thw") if name in made}
 
 
 FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "internvl": internvl}

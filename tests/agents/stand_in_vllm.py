@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class EngineArgs:
     max_model_len: int | None = None
     distributed_executor_backend: str | None = None
     enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float = 0.92
     max_num_seqs: int | None = None
     logprobs_mode: str = "raw_logprobs"
@@ -112,6 +115,7 @@ class LLMEngine:
     """vllm/v1/engine/llm_engine.py."""
 
     started: list[LLMEngine] = []  # noqa: RUF012  # the tests look at them
+    ended: list[str] = []  # noqa: RUF012
 
     def __init__(self, args: EngineArgs) -> None:
         self.args = args
@@ -124,6 +128,8 @@ class LLMEngine:
         self.events: list[str] = []
         self.prompts: list[TokensPrompt] = []
         self.params: list[SamplingParams] = []
+        # v1/engine/core_client.py: what is called when the engine is gone; it ends every process group.
+        self.engine_core = SimpleNamespace(_finalizer=weakref.finalize(self, LLMEngine.ended.append, args.model))
         LLMEngine.started.append(self)
 
     @classmethod
@@ -240,16 +246,23 @@ class LLMEngine:
             assert request.adapter.lora_int_id in self.adapters
             model.set_adapter(str(request.adapter.lora_int_id))
         ids = torch.tensor([[*request.prompt["prompt_token_ids"], *request.ids]])
-        pictures = request.prompt["pictures"]
-        kwargs = self.args.mm_processor_kwargs or {}
-        pixels = self.processor.image_processor(pictures, return_tensors="pt", **kwargs) if pictures else {}
+        inputs = self._pixels(request.prompt["pictures"])
         pad = self.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         with model.disable_adapter() if request.adapter is None and isinstance(model, PeftModel) else _nothing():
             inner = model.get_base_model() if isinstance(model, PeftModel) else model
             inner.model.rope_deltas = None
             types = (ids == pad).int()
-            logits = inner(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **pixels).logits
+            logits = inner(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **inputs).logits
         return logits[0, -1]
+
+    def _pixels(self, pictures: list[Any]) -> dict[str, Any]:
+        """multimodal/processing/processor.py: what the family's own processor makes of them."""
+        if not pictures:
+            return {}
+        text = self.processor.image_token * len(pictures)
+        kwargs = self.args.mm_processor_kwargs or {}
+        made = self.processor(text=[text], images=[pictures], return_tensors="pt", **kwargs)
+        return {name: made[name] for name in ("pixel_values", "image_grid_thw") if name in made}
 
     def _reason(self, request: _Request) -> str | None:
         """v1/core/sched/utils.py (check_stop), then v1/engine/detokenizer.py: stop texts are sought in what is new."""

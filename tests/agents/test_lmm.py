@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import adapted_policy, noise
+from families import adapted_policy, noise, pixels
 
 from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy
@@ -87,10 +87,10 @@ def test_scores_equal_the_plain_model_on_pixels(policy: LMMPolicy) -> None:
     for played in play(policy):
         ids = torch.tensor([played.token_ids])
         types = torch.isin(ids, torch.tensor(sorted(policy.renderer.image_ids))).int()
-        pixels = policy.renderer.processor.image_processor([i.to_pil() for i in played.images], return_tensors="pt")
+        made = pixels(policy.renderer.processor, played.images)
         model.model.rope_deltas = None
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **pixels).logits
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **made).logits
         plain = logits.index_fill(-1, policy.scorer.banned, float("-inf")).log_softmax(-1)[0, :-1]
         chosen = plain.gather(-1, ids[0, 1:, None])[:, 0]
         mask = torch.tensor(played.loss_mask[1:])

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 import pytest
-from families import FAMILIES, noise
+from families import FAMILIES, noise, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +54,7 @@ def test_placeholders_are_as_many_as_the_processor_makes(renderer: ChatRenderer)
         picture = noise(1, width, height)
         ids = renderer.prompt([user(picture)]).token_ids
         processor = renderer.processor
-        made = processor.image_processor([picture.to_pil()], return_tensors="pt")
+        made = pixels(processor, [picture])
         pieces = sum(token in renderer.image_ids for token in ids)
         if "image_grid_thw" in made:
             assert pieces == int(made["image_grid_thw"].prod()) // processor.image_processor.merge_size**2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, noise
+from families import FAMILIES, noise, pixels
 
+from agents.renderer import ChatRenderer
 from agents.vision import ByteCache, ImagePreparer, VisionCache
 from mmsearch_env.errors import PolicyError
 
@@ -41,16 +42,20 @@ def test_kept_features_are_the_towers_own(family: str) -> None:
     """However the pictures are batched, and however little is kept."""
     model, processor = FAMILIES[family]()
     model.requires_grad_(False)
+    renderer = ChatRenderer(processor)
     pictures = [noise(1, 84, 56), noise(2, 168, 112), noise(1, 84, 56), noise(3, 112, 112)]
     for cache_bytes, host_bytes in ((1 << 30, 1), (1, 1 << 30), (1, 1)):
-        preparer = ImagePreparer(processor, cache_bytes=cache_bytes)
+        preparer = ImagePreparer(renderer, cache_bytes=cache_bytes)
         cache = VisionCache(model, preparer, cache_bytes=cache_bytes, host_bytes=host_bytes)
         for _ in range(2):
             kept = cache.features(pictures)["mm_encoder_outputs"]["image"]
-            for picture, feature in zip(pictures, kept.pooler_output, strict=True):
-                inputs = processor.image_processor([picture.to_pil()], return_tensors="pt")
-                alone = model.get_image_features(**inputs, return_dict=True)
-                torch.testing.assert_close(feature, alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+            alone = [
+                feature
+                for picture in pictures
+                for feature in model.get_image_features(**pixels(processor, [picture]), return_dict=True).pooler_output
+            ]
+            for feature, wanted in zip(kept.pooler_output, alone, strict=True):
+                torch.testing.assert_close(feature, wanted, atol=1e-5, rtol=1e-5)
         # with no room anywhere the last two are kept alone, one here and one there
         assert cache.tower_calls == (3 if cache_bytes * host_bytes > 1 else 4)
 
@@ -63,12 +68,12 @@ def test_features_of_a_tower_that_is_trained_are_refused() -> None:
     with pytest.raises(
         PolicyError, match=f"expected a frozen vision tower to keep features of, got one whose {trained}"
     ):
-        VisionCache(model, ImagePreparer(processor)).features([noise(1, 84, 56)])
+        VisionCache(model, ImagePreparer(ChatRenderer(processor))).features([noise(1, 84, 56)])
 
 
 def test_grids_need_no_pixels_twice() -> None:
     _, processor = FAMILIES["qwen2_5_vl"]()
-    preparer = ImagePreparer(processor, cache_bytes=1)
+    preparer = ImagePreparer(ChatRenderer(processor), cache_bytes=1)
     pictures = [noise(1, 84, 56), noise(2, 84, 56), noise(3, 168, 112)]
     wanted = processor.image_processor([p.to_pil() for p in pictures], return_tensors="pt")["image_grid_thw"]
     assert torch.equal(preparer.grids(pictures), wanted)

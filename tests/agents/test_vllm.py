@@ -130,7 +130,8 @@ def test_pictures_that_vllm_lays_out_differently_are_refused(monkeypatch: pytest
         policy.generate(requests([0]))
 
 
-def test_the_engine_is_told_what_it_must_know() -> None:
+def test_the_engine_is_told_what_it_must_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
     policy_of("qwen3_vl", rows=7, max_context_tokens=777)
     args = engine().args
     assert (args.logprobs_mode, args.generation_config) == ("processed_logprobs", "vllm")
@@ -139,6 +140,23 @@ def test_the_engine_is_told_what_it_must_know() -> None:
     assert args.mm_processor_kwargs == {"size": {"shortest_edge": 64 * 64, "longest_edge": 160 * 160}}
     policy_of("internvl")
     assert engine().args.mm_processor_kwargs is None
+
+
+def test_prompts_are_read_whole_where_random_numbers_cannot_be_wound_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpu, wanted in ((False, (False, 5000)), (True, (None, None))):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        policy_of(max_context_tokens=5000)
+        assert (engine().args.enable_chunked_prefill, engine().args.max_num_batched_tokens) == wanted
+
+
+@pytest.mark.parametrize("rank", ["0", None])
+def test_the_trainers_process_group_outlives_the_engine(monkeypatch: pytest.MonkeyPatch, rank: str | None) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    policy_of()
+    assert engine().args.distributed_executor_backend == ("uni" if rank is None else "external_launcher")
+    assert engine().engine_core._finalizer.alive == (rank is None)
 
 
 def test_each_version_of_the_weights_has_an_adapter_of_its_own() -> None:
@@ -368,6 +386,7 @@ def test_what_an_engine_cannot_do_is_refused(overrides: str, message: str) -> No
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="the package vllm is not installed")
+@pytest.mark.filterwarnings("ignore")  # of vLLM and what it imports
 def test_the_stand_in_has_the_signatures_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vllm", "vllm.lora", "vllm.lora.request", "vllm.sampling_params"):
         monkeypatch.delitem(sys.modules, name)

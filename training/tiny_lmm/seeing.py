@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.renderer import ChatRenderer
 from agents.vision import ImagePreparer
 from mmsearch_env.images import Image
 from mmsearch_env.worlds import Entity
@@ -88,7 +89,7 @@ def learn_to_see(
     album = PictureAlbum(entities, seed=seed + place.rank, each=pictures_each)
     if done >= plan.schedule.updates:
         return album
-    preparer = ImagePreparer(processor)
+    preparer = ImagePreparer(ChatRenderer(processor))
     with closing(Engine(classifier, place=place, adam=AdamSettings(beta2=0.98, weight_decay=0.05))) as engine:
         stage.optimiser_into(engine)
         for update in range(done, plan.schedule.updates):
