@@ -2,7 +2,8 @@
 
 Tokens in, tokens out, as with transformers: the same prompts, banned tokens and ends, log-probabilities of the same
 distribution. The base model is vLLM's own copy; the adapter is handed over as a folder, under a new name whenever it
-has changed. Written against vLLM 0.33.0; comments name its files where something hangs on how they work.
+has changed. Written against vLLM 0.33.0 and run with its build for processors (0.32.0); comments name its files where
+something hangs on how they work.
 """
 
 from __future__ import annotations

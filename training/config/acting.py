@@ -105,10 +105,11 @@ class RolloutConfig:
     live_episodes: Annotated[int, About("Episodes in play at once on one rank.", "episodes", low=1)] = 256
     engine: Annotated[
         Literal["hf", "vllm"],
-        About("What samples: transformers in this process, or vLLM in it (a GPU and the package vllm)."),
+        About("What samples: transformers in this process, or vLLM in it (the package vllm, made for GPUs)."),
     ] = "hf"
     engine_memory: Annotated[
-        float, About("Share of the GPU's memory that engine vllm takes for itself.", "share", above=0, high=0.95)
+        float,
+        About("Share of the memory where the model is that engine vllm takes for itself.", "share", above=0, high=0.95),
     ] = 0.4
     batching: Annotated[
         Literal["together", "continuous"],
