@@ -13,7 +13,7 @@ from agents.critic import ValueHead
 from agents.inputs import PackedInputs, SharedInputs
 from mmsearch_env.errors import PolicyError
 
-_CHUNK = 1024
+_CHUNK = 256
 """Tokens whose logits are held at once."""
 
 
