@@ -13,8 +13,8 @@ from agents.critic import ValueHead
 from agents.inputs import PackedInputs, SharedInputs
 from mmsearch_env.errors import PolicyError
 
-_CHUNK = 256
-"""Tokens whose logits are held at once."""
+LOGITS_AT_ONCE = 256
+"""Tokens whose logits are held at the same time."""
 
 
 class TokenScores(NamedTuple):
@@ -70,8 +70,8 @@ class TokenScorer(nn.Module):
             return self._valued(inputs, loss_mask, rows, columns)
         before, targets = self._before(inputs, loss_mask, rows, columns)
         scores = [
-            self._score(before[start : start + _CHUNK], targets[start : start + _CHUNK], temperature)
-            for start in range(0, len(targets), _CHUNK)
+            self._score(before[start : start + LOGITS_AT_ONCE], targets[start : start + LOGITS_AT_ONCE], temperature)
+            for start in range(0, len(targets), LOGITS_AT_ONCE)
         ]
         logprobs = before.new_zeros(loss_mask.shape, dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)

@@ -16,15 +16,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from agents.lora import LoRASettings, with_adapter
 from agents.playing import model_folder
-from agents.scorer import base_model, checkpoint_activations
+from agents.scorer import LOGITS_AT_ONCE, base_model, checkpoint_activations
 from mmsearch_env.errors import ConfigError
 from training.config import RunConfig
 
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 _TOKENS = 64
 """Of the row that is run on shapes; few, so that what grows with the square of a row has no part in it."""
-_LOGITS_HELD = 3 * 1024
-"""Rows of logits in float32 while a chunk of tokens is scored: scores, probabilities and a product."""
+_LOGITS_HELD = 3 * LOGITS_AT_ONCE
+"""Rows of logits in float32 while they are scored: scores, probabilities and a product."""
 _KEPT_FEATURES = 2 << 30
 _GIB = 1 << 30
 
