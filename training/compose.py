@@ -34,6 +34,7 @@ from training.run import Parts
 from training.search_task import SearchTask
 
 _ENV_SOURCES = ("split", "questions")
+_INSTALLED_AS = {"flash_attn": "flash-attn", "vllm": "'vllm==0.33.*' (see docs/training.md)"}
 
 
 def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
@@ -214,7 +215,8 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
         )
     questions = checked_questions(config)
     if missing := missing_packages(config):
-        raise ConfigError(f"expected the package {missing[0]} for this recipe, got none; pip install {missing[0]}")
+        named = _INSTALLED_AS.get(missing[0], missing[0])
+        raise ConfigError(f"expected the package {missing[0]} for this recipe, got none; pip install {named}")
     policy = build_policy(config, device=place.device)
     task = SearchTask(
         policy=policy,

@@ -57,7 +57,7 @@ def test_sections_and_overrides_in_order(tmp_path: Path) -> None:
         ("rollout.repeats=4", r"rollout\.repeats: expected keywords and their values, got 4"),
         ("rollout.repeats.hard=0", r"rollout\.repeats\.hard: expected a whole number at least 1, got 0"),
         ("rollout.repeats.hard=often", r"rollout\.repeats\.hard: expected a whole number, got 'often'"),
-        ("rollout=4", r"rollout: expected a section with keys, got 4"),
+        ("rollout=4", r"rollout: expected a section with keys, got 4; set one of rollout\.\w+, rollout\.\w+,"),
         ("seed", r"expected section\.key=value, got 'seed'"),
         ("algorithm.correction_cap=3", r"algorithm\.correction_cap: expected 2 with correction 'none', got 3"),
         ("optimiser.decay_centre=5", r"optimiser\.decay_centre: expected 0 with schedule 'constant', got 5"),

@@ -108,9 +108,10 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _section(kind: type[Any], tree: Any, path: str) -> Any:
     """Build one dataclass from a mapping; ``path`` is the key prefix for messages, "" or "section."."""
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path.rstrip('.')}: expected a section with keys, got {tree!r}")
     known = fields_of(kind)
+    if not isinstance(tree, Mapping):
+        keys = ", ".join(path + key for key in known)
+        raise ConfigError(f"{path.rstrip('.')}: expected a section with keys, got {tree!r}; set one of {keys}")
     for key in tree:
         if key not in known:
             raise ConfigError(_unknown(str(key), known, path))
