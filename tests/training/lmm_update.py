@@ -22,7 +22,7 @@ from agents.engines.contract import SamplingLimits
 from agents.trajectory import Group, Trajectory
 from training.algorithms.presets import ppo
 from training.balance import balanced
-from training.engine import Engine, Place, join, leave
+from training.engine import AdamSettings, Engine, Place, join, leave
 from training.learn import Learner, TokenBudget
 from training.learning_record import LearningRecord
 
@@ -46,7 +46,8 @@ def updated(family: str, place: Place, folder: Path, zero_stage: int) -> None:
     }
     if zero_stage == 3:
         policy.run_once()
-    engine = Engine(policy.scorer, place=place, zero_stage=zero_stage)
+    # With the usual epsilon, a parameter whose gradient is all but 0 moves by the last digits of that.
+    engine = Engine(policy.scorer, place=place, zero_stage=zero_stage, adam=AdamSettings(epsilon=1e-3))
     learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, TokenBudget(600))
     mine = {number: one for number, one in groups.items() if number % place.world_size == place.rank}
     shared_out = balanced(learner.credit(mine), engine)
