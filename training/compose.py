@@ -15,7 +15,7 @@ import torch
 
 from agents.critic import CriticSettings
 from agents.engines.contract import SamplingLimits
-from agents.engines.vllm import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, VLLMSettings
+from agents.engines.vllm import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, RANKS, VLLMSettings
 from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
@@ -77,7 +77,7 @@ def sampling_engine(config: RunConfig) -> VLLMSettings | None:
     """What vLLM needs to know; None where transformers samples.
 
     Raises:
-        ConfigError: a temperature that vLLM cannot sample at.
+        ConfigError: a temperature or a rank that vLLM does not take.
     """
     if config.rollout.engine != "vllm":
         return None
@@ -88,6 +88,10 @@ def sampling_engine(config: RunConfig) -> VLLMSettings | None:
                 f"{section}.temperature: expected a number from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g} with "
                 f"rollout.engine 'vllm', got {temperature:g}"
             )
+    if config.policy.lora_rank > RANKS[-1]:
+        raise ConfigError(
+            f"policy.lora_rank: expected at most {RANKS[-1]} with rollout.engine 'vllm', got {config.policy.lora_rank}"
+        )
     return VLLMSettings(
         model=model_path(config), memory=config.rollout.engine_memory, rows=config.rollout.live_episodes
     )

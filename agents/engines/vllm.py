@@ -11,16 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import shutil
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from agents.engines.contract import Asked, SamplingLimits
 from agents.engines.reading import Prefix
@@ -34,8 +33,10 @@ from mmsearch_env.errors import PolicyError
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """vLLM raises what is lower, 0 aside, without being asked, and refuses what is higher (``sampling_params.py``)."""
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Room for an adapter's rank comes in these sizes (``config/lora.py``)."""
+_LONGEST_REASON = 400
+"""Characters; what vLLM says of a configuration may go on for pages."""
 _LEAST_BATCHED = 4096
 """Tokens that are read at once, at least; vLLM's own default for a processor."""
 _MOST_BANNED = 1024
@@ -88,8 +89,6 @@ class VLLMSampler:
         self._engine = _started(_arguments(settings, scorer.model, renderer, context))
         self._numbers = itertools.count(1)
         self._adapter: Any = None
-        self._folder = Path(mkdtemp(prefix="adapters-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     @contextmanager
     def sampling(self, limits: SamplingLimits) -> Iterator[VLLMSampling]:
@@ -122,26 +121,33 @@ class VLLMSampler:
         if not self._weights.have_changed() and (self._adapter is not None) == is_on:
             return
         if self._adapter is not None:
-            self._engine.remove_lora(self._adapter.lora_int_id)
-            shutil.rmtree(self._adapter.lora_path)
-            self._adapter = None
+            gone, self._adapter = self._adapter, None
+            self._engine.remove_lora(gone.lora_int_id)
         if is_on:
-            adapter = self._new_adapter()
-            self._engine.add_lora(adapter)
-            self._adapter = adapter
+            self._adapter = self._new_adapter()
         # What was read under the old name would not be found under the new one and would only take room. Features of
         # pictures come from the frozen tower; they go with it, once, so that nothing hangs on that. The pixels stay.
         self._engine.reset_prefix_cache()
         self._engine.reset_encoder_cache()
 
     def _new_adapter(self) -> Any:
+        """The adapter as it is now, loaded. Raises PolicyError if there is no room for it on the way."""
         from vllm.lora.request import LoRARequest
 
-        # An id that was loaded once is not read again (lora/worker_manager.py), so each version has its own.
+        # An id that was loaded once is not read again (lora/worker_manager.py), so each version has its own, and its
+        # folder is needed no longer.
         number = next(self._numbers)
-        name = f"adapter-{number}"
-        self._save_adapter(self._folder / name)
-        return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(self._folder / name))
+        try:
+            with TemporaryDirectory(prefix="adapter-") as folder:
+                self._save_adapter(Path(folder))
+                adapter = LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=folder)
+                self._engine.add_lora(adapter)
+        except (OSError, SafetensorError) as error:
+            raise PolicyError(
+                f"expected to hand the adapter to vLLM through {gettempdir()}, got {error}; make room there, or set "
+                "TMPDIR to another folder"
+            ) from error
+        return adapter
 
 
 class VLLMSampling:
@@ -252,10 +258,11 @@ def _bias(scorer: TokenScorer) -> dict[int, float]:
 def _arguments(settings: VLLMSettings, model: Any, renderer: ChatRenderer, context: int) -> dict[str, Any]:
     """Keywords of ``EngineArgs``."""
     rank = LoRASettings.of(model).rank
-    if rank > _RANKS[-1]:
-        raise PolicyError(f"expected a LoRA rank of at most {_RANKS[-1]}, got {rank}; vLLM takes no higher")
+    if rank > RANKS[-1]:
+        raise PolicyError(f"expected a LoRA rank of at most {RANKS[-1]}, got {rank}; vLLM takes no higher")
     return {
         "model": settings.model,
+        "runner": "generate",
         "dtype": str(base_model(model).dtype).removeprefix("torch."),
         "max_model_len": context,
         "max_num_seqs": settings.rows,
@@ -263,7 +270,7 @@ def _arguments(settings: VLLMSettings, model: Any, renderer: ChatRenderer, conte
         "enable_prefix_caching": True,
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": next(size for size in _RANKS if size >= rank),
+        "max_lora_rank": next(size for size in RANKS if size >= rank),
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "limit_mm_per_prompt": {"video": 0},
@@ -314,12 +321,18 @@ def _started(arguments: dict[str, Any]) -> Any:
         ) from error
     try:
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # of many kinds, and all of them mean that
         raise PolicyError(
-            f"expected vLLM to start with {arguments['model']!r}, got {type(error).__name__}: {error}; check "
-            "how much memory is free there, or take engine 'hf'"
+            f"expected vLLM to start with {arguments['model']!r}, got {_in_brief(error)}; it is given "
+            f"{arguments['gpu_memory_utilization']:g} of the memory (rollout.engine_memory) for conversations of "
+            f"{arguments['max_model_len']} tokens (rollout.max_context_tokens); take others, or engine 'hf'"
         ) from error
     if _has_a_group():
         # At its end it would destroy every process group, the trainer's too (v1/engine/core.py).
         engine.engine_core._finalizer.detach()
     return engine
+
+
+def _in_brief(error: Exception) -> str:
+    """An error on one line of reasonable length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_REASON]}"

@@ -69,6 +69,7 @@ class EngineArgs:
     """vllm/engine/arg_utils.py: those fields, and those defaults, that are used here."""
 
     model: str = "Qwen/Qwen3-0.6B"
+    runner: str = "auto"
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None

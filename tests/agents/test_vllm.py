@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import inspect
 import sys
@@ -170,7 +171,7 @@ def test_each_version_of_the_weights_has_an_adapter_of_its_own() -> None:
     (second,) = engine().adapters.values()
     assert engine().events == ["adapter", "prefix", "encoder"] * 2
     assert first.lora_name != second.lora_name and first.lora_int_id != second.lora_int_id
-    assert Path(second.lora_path).is_dir() and not Path(first.lora_path).exists()
+    assert not Path(first.lora_path).exists() and not Path(second.lora_path).exists()
 
 
 def test_the_reference_policy_samples_without_the_adapter() -> None:
@@ -190,6 +191,22 @@ def test_an_adapter_that_could_not_be_loaded_is_tried_again(monkeypatch: pytest.
         with pytest.raises(ZeroDivisionError):
             policy.generate(requests([0]))
     close_to_the_trainer(policy, play(policy))
+
+
+def test_no_room_for_an_adapter_is_said_and_the_next_one_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of()
+    policy.generate(requests([0]))
+    changed(policy)
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy._sampler, "_save_adapter", full)
+        with pytest.raises(PolicyError, match=r"through .*No space left on device; make room there, or set TMPDIR"):
+            policy.generate(requests([0]))
+    close_to_the_trainer(policy, play(policy))
+    assert len(engine().adapters) == 1
 
 
 def test_control_and_picture_tokens_are_never_sampled() -> None:
@@ -351,11 +368,17 @@ def test_without_the_package_what_to_install_is_said(monkeypatch: pytest.MonkeyP
 
 def test_an_engine_that_does_not_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_gpu(*_: Any) -> None:
-        raise RuntimeError("Failed to infer device type")
+        raise AttributeError("Failed to infer\n   device type" + 1000 * ".")
 
     monkeypatch.setattr(stand_in.LLMEngine, "__init__", no_gpu)
-    with pytest.raises(PolicyError, match="vLLM to start with 'qwen2_5_vl', got RuntimeError: Failed to infer"):
-        policy_of()
+    with pytest.raises(PolicyError) as raised:
+        policy_of(max_context_tokens=777)
+    message = str(raised.value)
+    assert message.startswith(
+        "expected vLLM to start with 'qwen2_5_vl', got AttributeError: Failed to infer device type.."
+    )
+    assert "0.4 of the memory (rollout.engine_memory) for conversations of 777 tokens (rollout.max_con" in message
+    assert len(message) < 700
 
 
 def test_a_bare_model_is_refused() -> None:
@@ -376,6 +399,10 @@ def test_a_recipe_chooses_the_engine() -> None:
         ("rollout.engine=sglang", r"rollout\.engine: expected 'hf' or 'vllm', got 'sglang'"),
         ("rollout.engine_memory=0.5", r"rollout\.engine_memory: expected 0\.4 with engine 'hf', got 0\.5"),
         ("rollout.engine=vllm rollout.staleness=1", r"rollout\.staleness: expected 0 with engine 'vllm', got 1"),
+        (
+            "rollout.engine=vllm policy.lora_rank=600",
+            r"policy\.lora_rank: expected at most 512 with rollout",
+        ),
         ("rollout.engine=vllm rollout.temperature=3", r"rollout\.temperature: expected a number from 0\.01 to 2 with"),
         ("rollout.engine=vllm evaluation.temperature=0.001", r"evaluation\.temperature: expected a number from 0\.01"),
     ],
