@@ -49,7 +49,7 @@ class VLLMSettings:
 
     Attributes:
         model: folder or hub id of the checkpoint that the policy was loaded from.
-        memory: share of the GPU's memory that vLLM takes for itself, above 0 and below 1.
+        memory: share of the memory where the model is that vLLM takes for itself, above 0 and below 1.
         rows: completions that are sampled at once at most.
     """
 
