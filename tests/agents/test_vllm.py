@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import importlib.util
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -410,19 +407,3 @@ def test_a_recipe_chooses_the_engine() -> None:
 def test_what_an_engine_cannot_do_is_refused(overrides: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose.sampling_engine(read_config("qwen2_5_vl_7b", overrides.split()))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="the package vllm is not installed")
-@pytest.mark.filterwarnings("ignore")  # of vLLM and what it imports
-def test_the_stand_in_has_the_signatures_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("vllm", "vllm.lora", "vllm.lora.request", "vllm.sampling_params"):
-        monkeypatch.delitem(sys.modules, name)
-    real = importlib.import_module("vllm")
-    for name in ("EngineArgs", "SamplingParams"):
-        theirs = inspect.signature(getattr(real, name)).parameters
-        for item in dataclasses.fields(getattr(stand_in, name)):
-            assert item.name in theirs, f"{name}.{item.name}"
-    for name, method in inspect.getmembers(stand_in.LLMEngine, inspect.isfunction):
-        if not name.startswith("_"):
-            ours = list(inspect.signature(method).parameters)
-            assert list(inspect.signature(getattr(real.LLMEngine, name)).parameters)[: len(ours)] == ours

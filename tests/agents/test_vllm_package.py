@@ -5,13 +5,16 @@ The policy is loaded from a folder, as users load one, and so is vLLM's copy of 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import stand_in_vllm as stand_in
 import torch
 from families import FAMILIES
 from test_lmm import play, replies, said
@@ -181,3 +184,15 @@ def test_episodes_are_played(batching: Literal["together", "continuous"], root: 
     assert {turn.completion.finish_reason for one in theirs for turn in one.turns} == {FinishReason.STOP}
     assert [one.token_ids for one in theirs] == [one.token_ids for one in ours]
     assert [one.reward_terms for one in theirs] == [one.reward_terms for one in ours]
+
+
+def test_the_stand_in_has_the_signatures_of_the_package() -> None:
+    real = importlib.import_module("vllm")
+    for name in ("EngineArgs", "SamplingParams"):
+        theirs = inspect.signature(getattr(real, name)).parameters
+        for item in dataclasses.fields(getattr(stand_in, name)):
+            assert item.name in theirs, f"{name}.{item.name}"
+    for name, method in inspect.getmembers(stand_in.LLMEngine, inspect.isfunction):
+        if not name.startswith("_"):
+            ours = list(inspect.signature(method).parameters)
+            assert list(inspect.signature(getattr(real.LLMEngine, name)).parameters)[: len(ours)] == ours
