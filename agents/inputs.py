@@ -16,6 +16,9 @@ from agents.renderer import ChatRenderer
 from agents.vision import ImagePreparer, VisionCache, is_vision
 from mmsearch_env.images import Image
 
+_PASS_COST = 256
+"""Tokens that could be run in the time that one more pass over few tokens takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -31,20 +34,33 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Rests:
+    """What follows the beginnings of rows, for rows of like length.
+
+    Attributes:
+        rows: (b,) their numbers.
+        inputs: forward keywords, right-padded to S tokens; ``attention_mask`` (b, P + S) spans beginning and rest.
+    """
+
+    rows: torch.Tensor
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class SharedInputs:
     """Rows that begin alike, with each beginning once: P + B·S tokens in place of B·(P + S).
 
-    U beginnings of at most P tokens, B rows of which at most S tokens follow their beginning.
+    U beginnings of at most P tokens, B rows.
 
     Attributes:
         beginnings: forward keywords of the beginnings, left-padded, so that what follows one stands beside its end.
-        rests: forward keywords of what follows, right-padded; ``attention_mask`` (B, P + S) spans both.
+        rests: what follows, rows of like length together, so that next to nothing is padded.
         which: (B,) the beginning of each row.
         sizes: (B,) tokens of each row's beginning.
     """
 
     beginnings: Mapping[str, Any]
-    rests: Mapping[str, Any]
+    rests: tuple[Rests, ...]
     which: torch.Tensor
     sizes: torch.Tensor
 
@@ -128,11 +144,17 @@ class InputBuilder:
         """Forward keywords for rows of which some begin alike. The tower must be frozen."""
         beginnings, which = distinct([row.beginning for row in rows])
         first = self.build(beginnings, padding="left")
-        sizes = torch.tensor([len(row.beginning.token_ids) for row in rows])
-        rests = self.build_rests(rows, padding="right")
-        chosen = torch.tensor(which, device=rests["input_ids"].device)
-        rests["attention_mask"] = torch.cat([first["attention_mask"][chosen], rests["attention_mask"]], dim=1)
-        return SharedInputs(first, rests, chosen, sizes.to(chosen.device))
+        device = first["input_ids"].device
+        chosen = torch.tensor(which, device=device)
+        sizes = torch.tensor([len(row.beginning.token_ids) for row in rows], device=device)
+        rests = []
+        for numbers in of_like_length([len(row.rest.token_ids) for row in rows]):
+            inputs = self.build_rests([rows[number] for number in numbers], padding="right")
+            together = torch.tensor(numbers, device=device)
+            begun = first["attention_mask"][chosen[together]]
+            mask = torch.cat([begun, inputs["attention_mask"]], dim=1)
+            rests.append(Rests(together, {**inputs, "attention_mask": mask}))
+        return SharedInputs(first, tuple(rests), chosen, sizes)
 
     def build_packed(self, rows: Sequence[Parted]) -> PackedInputs:
         """The same rows, each group as one long row. The tower must be frozen."""
@@ -214,6 +236,26 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     which = [numbers.setdefault(row.key, len(numbers)) for row in rows]
     found = dict(zip(which, rows, strict=True))
     return [found[number] for number in range(len(numbers))], which
+
+
+def of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of rows in parts that are padded each to its longest, the shortest first, such that all cost least.
+
+    A part costs as many tokens as are run, padding among them, and :data:`_PASS_COST` more.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    least, starts = [0], [0]
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cost, start = min((least[start] + (end - start) * longest + _PASS_COST, start) for start in range(end))
+        least.append(cost)
+        starts.append(start)
+    parts: list[list[int]] = []
+    end = len(order)
+    while end:
+        parts.insert(0, order[starts[end] : end])
+        end = starts[end]
+    return parts
 
 
 def _seen(segments: Sequence[Sequence[int]], length: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -132,13 +133,17 @@ class TokenScorer(nn.Module):
         begun = network.model(**inputs.beginnings, past_key_values=cache, use_cache=True).last_hidden_state
         if any(layer.keys is None for layer in cache.layers):
             raise PolicyError("expected the model to keep keys and values, got none; switch gradient checkpointing off")
-        for layer in cache.layers:
-            layer.keys, layer.values = _for_rows(layer.keys, inputs.which), _for_rows(layer.values, inputs.which)
-        rest = network.model(**inputs.rests, past_key_values=cache, use_cache=True).last_hidden_state
-        # The first token of a rest follows the last one of its beginning.
-        hidden = torch.cat([begun[inputs.which, -1:], rest], dim=1)
+        parts, ids = [], []
+        for rests in inputs.rests:
+            which = inputs.which[rests.rows]
+            begun_with = _for_rows(cache, which)
+            rest = network.model(**rests.inputs, past_key_values=begun_with, use_cache=True).last_hidden_state
+            # The first token of a rest follows the last one of its beginning.
+            parts.append(torch.cat([begun[which, -1:], rest], dim=1))
+            ids.append(rests.inputs["input_ids"])
+        order = torch.cat([rests.rows for rests in inputs.rests]).argsort()
         places = columns - inputs.sizes[rows]
-        return hidden[rows, places], _at(inputs.rests["input_ids"], rows, places)
+        return _stacked(parts)[order[rows], places], _at(_stacked(ids), order[rows], places)
 
     def _packed(self, inputs: PackedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """With each group as one long row."""
@@ -208,9 +213,22 @@ def _at(ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return ids[rows, columns.clamp(max=ids.shape[1] - 1)]
 
 
-def _for_rows(kept: Tensor, which: Tensor) -> Tensor:
-    """(B, heads, P, width): the beginnings' keys or values, one for each row."""
-    return kept.expand(len(which), -1, -1, -1) if kept.shape[0] == 1 else kept.index_select(0, which)
+def _for_rows(cache: DynamicCache, which: Tensor) -> DynamicCache:
+    """The beginnings' keys and values (U, heads, P, width), one for each row (B, heads, P, width)."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in chosen.layers:
+        layer.keys, layer.values = (
+            kept.expand(len(which), -1, -1, -1) if kept.shape[0] == 1 else kept.index_select(0, which)
+            for kept in (layer.keys, layer.values)
+        )
+    return chosen
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (b, S, ...) one below the other, those that are shorter filled up with zeros."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([torch.cat([p, p.new_zeros(len(p), longest - p.shape[1], *p.shape[2:])], dim=1) for p in parts])
 
 
 def allowed_logits(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:

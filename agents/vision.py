@@ -59,10 +59,10 @@ class ByteCache(Generic[T]):
 
 
 class ImagePreparer:
-    """Runs the image processor; keeps its output per picture."""
+    """Has pictures processed as they are in a prompt; keeps what comes of each."""
 
     def __init__(self, renderer: ChatRenderer, *, cache_bytes: int = _GIB // 2) -> None:
-        """Args: renderer: of the model's processor; cache_bytes: how much of its output is kept."""
+        """Args: renderer: of the model's processor; cache_bytes: how much of what it makes is kept."""
         self._renderer = renderer
         self._names = frozenset(renderer.processor.image_processor.model_input_names)
         self._kept: ByteCache[dict[str, Tensor]] = ByteCache(cache_bytes)
@@ -102,7 +102,7 @@ class VisionCache:
         """
         Args:
             model: a transformers image-text-to-text model.
-            preparer: runs its image processor.
+            preparer: of its processor.
             cache_bytes: how much is kept on the model's device.
             host_bytes: how much of what had to go from there is kept in host memory; for a model that is there itself
                 it is room all the same.

@@ -169,31 +169,21 @@ def micro_batches(examples: Iterable[Example], *, token_budget: int) -> list[tup
 
 
 def micro_batches_of_groups(examples: Iterable[Example], *, token_budget: int) -> list[tuple[Example, ...]]:
-    """The same for a policy that runs a prompt once for all examples that have it.
+    """The same for a policy that runs a prompt once for all examples that have it, and pads what follows hardly at all.
 
-    A batch of U prompts and B examples costs U times the longest prompt and B times the longest rest of an example.
-    Either examples with the same prompt come together, or those with rests of like length, whichever costs less in all:
-    the former where prompts are long, the latter where some episodes are much longer than others.
+    A batch of U prompts costs U times the longest prompt, and what follows in each example. Examples with the same
+    prompt come together.
     """
-    every = list(examples)
-    by_prompt = sorted(every, key=lambda item: (-len(item.prompt[0]), item.prompt, -item.length))
-    by_length = sorted(every, key=lambda item: (len(item.prompt[0]) - item.length, item.prompt))
-    cuts = [_cut(ordered, token_budget) for ordered in (by_prompt, by_length)]
-    cheapest = min(cuts, key=lambda batches: sum(batch.cost for batch in batches))
-    return [tuple(batch.examples) for batch in cheapest]
-
-
-def _cut(examples: Sequence[Example], token_budget: int) -> list[_Groups]:
     batches: list[_Groups] = []
-    for example in examples:
+    for example in sorted(examples, key=lambda item: (-len(item.prompt[0]), item.prompt, -item.length)):
         if not batches or batches[-1].cost_with(example) > token_budget:
             batches.append(_Groups())
         batches[-1].add(example)
-    return batches
+    return [tuple(batch.examples) for batch in batches]
 
 
 def tokens_run(examples: Sequence[Example], *, shared: bool) -> int:
-    """Padded tokens of one batch of these, prompts that several have counted once where the policy shares them."""
+    """Tokens of one batch of these: padded, or prompts that several have counted once where the policy shares them."""
     if not shared:
         return len(examples) * max((example.length for example in examples), default=0)
     groups = _Groups()
@@ -208,12 +198,12 @@ class _Groups:
     def __init__(self) -> None:
         self.examples: list[Example] = []
         self._prompts: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
-        self._longest_prompt = self._longest_rest = 0
+        self._longest_prompt = self._rests = 0
 
     @property
     def cost(self) -> int:
-        """Tokens, padded."""
-        return len(self._prompts) * self._longest_prompt + len(self.examples) * self._longest_rest
+        """Tokens; prompts padded."""
+        return len(self._prompts) * self._longest_prompt + self._rests
 
     def cost_with(self, example: Example) -> int:
         """Tokens if this one came too; 0 for the first, which is taken whatever it costs."""
@@ -221,7 +211,7 @@ class _Groups:
             return 0
         size = len(example.prompt[0])
         prompts = len(self._prompts | {example.prompt}) * max(self._longest_prompt, size)
-        return prompts + (len(self.examples) + 1) * max(self._longest_rest, example.length - size)
+        return prompts + self._rests + example.length - size
 
     def add(self, example: Example) -> None:
         """Take it."""
@@ -229,7 +219,7 @@ class _Groups:
         self.examples.append(example)
         self._prompts.add(example.prompt)
         self._longest_prompt = max(self._longest_prompt, size)
-        self._longest_rest = max(self._longest_rest, example.length - size)
+        self._rests += example.length - size
 
 
 def collate(examples: Sequence[Example], policy: TrainablePolicy, *, device: torch.device) -> TokenBatch:

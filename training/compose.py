@@ -15,7 +15,7 @@ import torch
 
 from agents.critic import CriticSettings
 from agents.engines.contract import SamplingLimits
-from agents.engines.vllm import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, RANKS, VLLMSettings
+from agents.engines.vllm import HIGHEST_TEMPERATURE, INSTALLED_BY, LOWEST_TEMPERATURE, RANKS, VLLMSettings
 from agents.labels import UNSOLVED, load_labels
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
@@ -34,7 +34,7 @@ from training.run import Parts
 from training.search_task import SearchTask
 
 _ENV_SOURCES = ("split", "questions")
-_INSTALLED_AS = {"flash_attn": "flash-attn", "vllm": "'vllm==0.33.*' (see docs/training.md)"}
+_INSTALLED_BY = {"flash_attn": "pip install flash-attn", "vllm": INSTALLED_BY}
 
 
 def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
@@ -219,8 +219,8 @@ def build_parts(config: RunConfig, place: Place) -> Parts:
         )
     questions = checked_questions(config)
     if missing := missing_packages(config):
-        named = _INSTALLED_AS.get(missing[0], missing[0])
-        raise ConfigError(f"expected the package {missing[0]} for this recipe, got none; pip install {named}")
+        remedy = _INSTALLED_BY.get(missing[0], f"pip install {missing[0]}")
+        raise ConfigError(f"expected the package {missing[0]} for this recipe, got none; {remedy}")
     policy = build_policy(config, device=place.device)
     task = SearchTask(
         policy=policy,

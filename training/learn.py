@@ -45,7 +45,7 @@ MicroBatch = tuple[tuple[Example, ...], TokenBatch]
 
 @dataclass(slots=True)
 class TokenBudget:
-    """How many padded tokens go through one forward pass; less where memory turned out to be short."""
+    """How many tokens go through one forward pass; less where memory turned out to be short."""
 
     tokens: int
     is_short: bool = False
@@ -65,7 +65,7 @@ class Learner:
         engine: what moves its weights.
         algorithm: what is made of the scores.
         temperature: of sampling, so that scores are those of the sampler.
-        budget: padded tokens in one forward pass.
+        budget: tokens in one forward pass.
     """
 
     policy: TrainablePolicy

@@ -31,6 +31,7 @@ from agents.scorer import TokenScorer, base_model
 from agents.trajectory import Completion, FinishReason
 from mmsearch_env.errors import PolicyError
 
+INSTALLED_BY = "pip install 'vllm==0.33.*' (see docs/training.md)"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """vLLM raises what is lower, 0 aside, without being asked, and refuses what is higher (``sampling_params.py``)."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -316,8 +317,7 @@ def _started(arguments: dict[str, Any]) -> Any:
         from vllm import EngineArgs, LLMEngine
     except ImportError as error:
         raise PolicyError(
-            f"expected the package vllm for engine 'vllm', got {error}; install it (pip install 'vllm==0.33.*', see "
-            "docs/training.md) or take engine 'hf'"
+            f"expected the package vllm for engine 'vllm', got {error}; {INSTALLED_BY}, or take engine 'hf'"
         ) from error
     try:
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))

@@ -6,6 +6,7 @@ each token comes of one plain forward pass over the whole row, pixels in; adapte
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import warnings
@@ -116,7 +117,6 @@ class LLMEngine:
     """vllm/v1/engine/llm_engine.py."""
 
     started: list[LLMEngine] = []  # noqa: RUF012  # the tests look at them
-    ended: list[str] = []  # noqa: RUF012
 
     def __init__(self, args: EngineArgs) -> None:
         self.args = args
@@ -130,7 +130,7 @@ class LLMEngine:
         self.prompts: list[TokensPrompt] = []
         self.params: list[SamplingParams] = []
         # v1/engine/core_client.py: what is called when the engine is gone; it ends every process group.
-        self.engine_core = SimpleNamespace(_finalizer=weakref.finalize(self, LLMEngine.ended.append, args.model))
+        self.engine_core = SimpleNamespace(_finalizer=weakref.finalize(self, gc.collect))
         LLMEngine.started.append(self)
 
     @classmethod

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, adapted_policy, noise
+from transformers import DynamicCache
 
+from agents import inputs as inputs_module
 from agents import scorer as scorer_module
 from agents.engines.contract import SamplingLimits
 from agents.inputs import InputBuilder, PackedInputs, Parted, SharedInputs
@@ -71,16 +73,22 @@ def episodes(policy: LMMPolicy) -> list[Trajectory]:
 
 
 @pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6), (0, 5, 2, 6), (0, 4, 5)])
-@pytest.mark.parametrize("layout", ["shared", "packed"])
+@pytest.mark.parametrize("layout", ["shared", "apart", "packed"])
 def test_scores_and_gradients_are_those_of_whole_rows(
-    policy: LMMPolicy, episodes: list[Trajectory], chosen: tuple[int, ...], layout: str
+    policy: LMMPolicy,
+    episodes: list[Trajectory],
+    chosen: tuple[int, ...],
+    layout: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One group, two groups, two groups mixed, and a group beside an episode alone."""
+    """One group, two groups, two groups mixed, and a group beside an episode alone; rests in one pass or in several."""
+    monkeypatch.setattr(inputs_module, "_PASS_COST", 1 if layout == "apart" else 10**6)
     played = [episodes[number] for number in chosen]
     mask = mask_of(played)
     together = policy.forward_inputs(played)
     assert isinstance(together, SharedInputs)
-    tokens = together.beginnings["input_ids"].numel() + together.rests["input_ids"].numel()
+    tokens = together.beginnings["input_ids"].numel() + sum(one.inputs["input_ids"].numel() for one in together.rests)
+    assert (len(together.rests) > 1) == (layout == "apart")
     fast: SharedInputs | PackedInputs = together
     if layout == "packed":
         fast = policy.builder.build_packed([parted(one) for one in played])
@@ -95,6 +103,23 @@ def test_scores_and_gradients_are_those_of_whole_rows(
     assert len(slopes) == len(plain_slopes) > 10
     for one, other in zip(slopes, plain_slopes, strict=True):
         assert float((one - other).norm()) <= 1e-4 * float(other.norm())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cost", "parts"),
+    [
+        ([5, 50, 6, 48], 10, [[0, 2], [3, 1]]),
+        ([5, 50, 6, 48], 0, [[0], [2], [3], [1]]),
+        ([5, 50, 6, 48], 1000, [[0, 2, 3, 1]]),
+        ([7, 7, 7], 1, [[0, 1, 2]]),
+        ([9], 256, [[0]]),
+    ],
+)
+def test_rows_of_like_length_are_run_together(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], cost: int, parts: list[list[int]]
+) -> None:
+    monkeypatch.setattr(inputs_module, "_PASS_COST", cost)
+    assert inputs_module.of_like_length(lengths) == parts
 
 
 def test_episodes_without_a_common_prompt_are_run_whole(policy: LMMPolicy, episodes: list[Trajectory]) -> None:
@@ -116,13 +141,24 @@ def test_the_comparison_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, fau
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=8))
     played = group(policy, 0, 3)
     build, keep = InputBuilder.build_shared, scorer_module._for_rows
+
+    def fading(cache: DynamicCache, which: torch.Tensor) -> DynamicCache:
+        chosen = keep(cache, which)
+        for layer in chosen.layers:
+            layer.keys = layer.keys * 0.9
+        return chosen
+
     if fault == "keys":
-        monkeypatch.setattr(scorer_module, "_for_rows", lambda kept, which: keep(kept, which) * 0.9)
+        monkeypatch.setattr(scorer_module, "_for_rows", fading)
     else:
 
         def shifted(self: InputBuilder, rows: Sequence[Parted]) -> SharedInputs:
             made = build(self, rows)
-            return replace(made, rests={**made.rests, "position_ids": made.rests["position_ids"] + 1})
+            rests = [
+                replace(one, inputs={**one.inputs, "position_ids": one.inputs["position_ids"] + 1})
+                for one in made.rests
+            ]
+            return replace(made, rests=tuple(rests))
 
         monkeypatch.setattr(InputBuilder, "build_shared", shifted)
     with pytest.warns(PolicyWarning, match="got a gap of .*every episode is run whole from now on"):

@@ -321,19 +321,20 @@ def test_an_episode_is_played_while_others_wait_for_their_searches() -> None:
     close_to_the_trainer(policy, played)
 
 
-def test_what_was_begun_is_given_up_after_an_error() -> None:
-    policy = policy_of()
+def break_off(policy: LMMPolicy) -> None:
+    """Raises ZeroDivisionError in the middle of a completion."""
     given = policy._asked(requests([0])[0])
     assert not isinstance(given, CannotReply)
+    with policy._sampler.sampling(LIMITS) as sampling:
+        sampling.add([given.sampled(0, policy.max_context_tokens)])
+        sampling.step()
+        raise ZeroDivisionError
 
-    def broken_off() -> None:
-        with policy._sampler.sampling(LIMITS) as sampling:
-            sampling.add([given.sampled(0, 8192)])
-            sampling.step()
-            raise ZeroDivisionError
 
+def test_what_was_begun_is_given_up_after_an_error() -> None:
+    policy = policy_of()
     with pytest.raises(ZeroDivisionError):
-        broken_off()
+        break_off(policy)
     assert not engine().has_unfinished_requests()
     assert sampled(policy._sampler, [], LIMITS) == []
 

@@ -18,13 +18,13 @@ import stand_in_vllm as stand_in
 import torch
 from families import FAMILIES
 from test_lmm import play, replies, said
-from test_vllm import LIMITS, Counter, changed, close_to_the_trainer, requests
+from test_vllm import LIMITS, Counter, break_off, changed, close_to_the_trainer, requests
 
 from agents.engines.contract import SamplingLimits
 from agents.engines.vllm import VLLMSettings
 from agents.lmm import LMMPolicy
 from agents.lora import LoRASettings
-from agents.policy import CannotReply, Reply, Request
+from agents.policy import Reply, Request
 from agents.rollout import RolloutLimits, rollout
 from agents.trajectory import FinishReason
 from agents.workflows import Script
@@ -135,17 +135,8 @@ def test_requests_join_while_others_are_sampled(policy: LMMPolicy) -> None:
 
 
 def test_what_was_begun_is_given_up_after_an_error(policy: LMMPolicy) -> None:
-    given = policy._asked(requests([0])[0])
-    assert not isinstance(given, CannotReply)
-
-    def broken_off() -> None:
-        with policy._sampler.sampling(LIMITS) as sampling:
-            sampling.add([given.sampled(0, 1024)])
-            sampling.step()
-            raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        broken_off()
+        break_off(policy)
     close_to_the_trainer(policy, play(policy))
 
 
