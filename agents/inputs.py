@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from agents.attention import takes_attend
+from agents.packing import Packing
 from agents.renderer import ChatRenderer
 from agents.vision import ImagePreparer, VisionCache, is_vision
 from mmsearch_env.images import Image
-
-_PASS_COST = 256
-"""Tokens that could be run in the time that one more pass over few tokens takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,54 +33,25 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Rests:
-    """What follows the beginnings of rows, for rows of like length.
-
-    Attributes:
-        rows: (b,) their numbers.
-        inputs: forward keywords, right-padded to S tokens; ``attention_mask`` (b, P + S) spans beginning and rest.
-    """
-
-    rows: torch.Tensor
-    inputs: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class SharedInputs:
-    """Rows that begin alike, with each beginning once: P + B·S tokens in place of B·(P + S).
-
-    U beginnings of at most P tokens, B rows.
-
-    Attributes:
-        beginnings: forward keywords of the beginnings, left-padded, so that what follows one stands beside its end.
-        rests: what follows, rows of like length together, so that next to nothing is padded.
-        which: (B,) the beginning of each row.
-        sizes: (B,) tokens of each row's beginning.
-    """
-
-    beginnings: Mapping[str, Any]
-    rests: tuple[Rests, ...]
-    which: torch.Tensor
-    sizes: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class PackedInputs:
-    """The same for a model that keeps no keys and values while it is trained: each group is one long row.
-
-    A row is a beginning and all rests of its group, one behind the other; a token sees its beginning and its own rest.
+    """B rows as one row of N tokens, without padding; what rows begin with alike stands there once.
 
     Attributes:
-        packs: forward keywords of the long rows, right-padded; ``attention_mask`` is (U, 1, T, T), True where seen.
-        which: (B,) the long row of each row.
-        starts: (B,) where its rest begins in that.
-        sizes: (B,) tokens of its beginning.
+        packed: forward keywords of the one row; the :class:`~agents.packing.Packing` among them says who sees whom.
+        sizes: (B,) tokens of each row's beginning.
+        starts: (B,) where its beginning stands.
+        rests: (B,) where its rest stands.
     """
 
-    packs: Mapping[str, Any]
-    which: torch.Tensor
-    starts: torch.Tensor
+    packed: Mapping[str, Any]
     sizes: torch.Tensor
+    starts: torch.Tensor
+    rests: torch.Tensor
+
+    def places(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Where these columns of these rows stand in the one row."""
+        after = columns - self.sizes[rows]
+        return torch.where(after < 0, self.starts[rows] + columns, self.rests[rows] + after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +64,7 @@ class Parted:
     @property
     def whole(self) -> Row:
         """Both parts as one row."""
-        return Row((*self.beginning.token_ids, *self.rest.token_ids), (*self.beginning.images, *self.rest.images))
+        return _joined((self.beginning, self.rest))
 
 
 class InputBuilder:
@@ -109,6 +79,7 @@ class InputBuilder:
         """
         self._model = model
         self._renderer = renderer
+        self.heeds_attend: bool = takes_attend(model)
         self._preparer: ImagePreparer = ImagePreparer(renderer) if like is None else like._preparer
         self.vision: VisionCache = VisionCache(model, self._preparer) if like is None else like.vision
 
@@ -118,14 +89,14 @@ class InputBuilder:
         return not any(p.requires_grad for name, p in self._model.named_parameters() if is_vision(name))
 
     @property
-    def can_share(self) -> bool:
+    def can_part(self) -> bool:
         """Whether rows may be run in parts: not where a part must know the whole, or where the tower is trained."""
         return self.tower_is_frozen and not self._renderer.uses_token_types
 
     @property
-    def is_checkpointed(self) -> bool:
-        """Whether activations are made anew for the gradient; keys and values are not kept then."""
-        return any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())
+    def can_pack(self) -> bool:
+        """Whether rows may be run as one."""
+        return self.heeds_attend and self.can_part
 
     @property
     def position_rows(self) -> int:
@@ -140,45 +111,27 @@ class InputBuilder:
         """
         return self._built(rows, [self.positions(row) for row in rows], padding)
 
-    def build_shared(self, rows: Sequence[Parted]) -> SharedInputs:
-        """Forward keywords for rows of which some begin alike. The tower must be frozen."""
-        beginnings, which = distinct([row.beginning for row in rows])
-        first = self.build(beginnings, padding="left")
-        device = first["input_ids"].device
-        chosen = torch.tensor(which, device=device)
-        sizes = torch.tensor([len(row.beginning.token_ids) for row in rows], device=device)
-        rests = []
-        for numbers in of_like_length([len(row.rest.token_ids) for row in rows]):
-            inputs = self.build_rests([rows[number] for number in numbers], padding="right")
-            together = torch.tensor(numbers, device=device)
-            begun = first["attention_mask"][chosen[together]]
-            mask = torch.cat([begun, inputs["attention_mask"]], dim=1)
-            rests.append(Rests(together, {**inputs, "attention_mask": mask}))
-        return SharedInputs(first, tuple(rests), chosen, sizes)
-
     def build_packed(self, rows: Sequence[Parted]) -> PackedInputs:
-        """The same rows, each group as one long row. The tower must be frozen."""
-        beginnings, which = distinct([row.beginning for row in rows])
-        members = [[number for number, group in enumerate(which) if group == pack] for pack in range(len(beginnings))]
-        starts = [0] * len(rows)
-        packs, places, segments = [], [], []
-        for beginning, group in zip(beginnings, members, strict=True):
-            ids, images = list(beginning.token_ids), list(beginning.images)
-            where, segment = [self.positions(beginning)], [0] * len(ids)
-            for order, number in enumerate(group, start=1):
-                rest, starts[number] = rows[number].rest, len(ids)
-                ids += rest.token_ids
-                images += rest.images
-                where.append(self.positions(rows[number].whole)[:, len(beginning.token_ids) :])
-                segment += [order] * len(rest.token_ids)
-            packs.append(Row(tuple(ids), tuple(images)))
-            places.append(torch.cat(where, dim=1))
-            segments.append(segment)
-        inputs = self._built(packs, places, "right")
+        """Forward keywords for all rows as one, each beginning once."""
+        _, which = distinct([row.beginning for row in rows])
+        groups = [[row for row, group in enumerate(which) if group == number] for number in range(max(which) + 1)]
+        stretches = [self._stretches([rows[number] for number in group]) for group in groups]
+        in_order = [stretch for group in stretches for stretch in group]
+        packed, positions = _joined([row for row, _ in in_order]), torch.cat([places for _, places in in_order], dim=1)
+        inputs = self._built([packed], [positions], "right")
         device = inputs["input_ids"].device
-        inputs["attention_mask"] = _seen(segments, inputs["input_ids"].shape[1]).to(device)
-        sizes = torch.tensor([len(row.beginning.token_ids) for row in rows], device=device)
-        return PackedInputs(inputs, torch.tensor(which, device=device), torch.tensor(starts, device=device), sizes)
+        # With a mask of four dimensions transformers makes none of its own.
+        inputs["attention_mask"] = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+        sizes = [[len(row.token_ids) for row, _ in group] for group in stretches]
+        inputs["attend"] = Packing.of(sizes, device)
+        return PackedInputs(inputs, *(one.to(device) for one in _places(groups, sizes)))
+
+    def _stretches(self, alike: Sequence[Parted]) -> list[tuple[Row, torch.Tensor]]:
+        """The beginning that these rows have in common, then the rest of each; with the positions of their tokens."""
+        beginning = alike[0].beginning
+        after = slice(len(beginning.token_ids), None)
+        rests = [(row.rest, self.positions(row.whole)[:, after]) for row in alike]
+        return [(beginning, self.positions(beginning)), *rests]
 
     def build_rests(self, rows: Sequence[Parted], *, padding: Literal["left", "right"]) -> dict[str, Any]:
         """Forward keywords for what follows the beginnings, which the model has read."""
@@ -238,31 +191,24 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     return [found[number] for number in range(len(numbers))], which
 
 
-def of_like_length(lengths: Sequence[int]) -> list[list[int]]:
-    """The numbers of rows in parts that are padded each to its longest, the shortest first, such that all cost least.
+def _places(groups: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(3, B) tokens of each row's beginning, where that stands in a packed row, and where its rest does.
 
-    A part costs as many tokens as are run, padding among them, and :data:`_PASS_COST` more.
+    Args:
+        groups: the rows of each.
+        sizes: tokens of each one's beginning, and of the rests behind it.
     """
-    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
-    least, starts = [0], [0]
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        cost, start = min((least[start] + (end - start) * longest + _PASS_COST, start) for start in range(end))
-        least.append(cost)
-        starts.append(start)
-    parts: list[list[int]] = []
-    end = len(order)
-    while end:
-        parts.insert(0, order[starts[end] : end])
-        end = starts[end]
-    return parts
+    found = torch.zeros((3, sum(map(len, groups))), dtype=torch.long)
+    end = 0
+    for rows, (beginning, *rests) in zip(groups, sizes, strict=True):
+        start, end = end, end + beginning
+        for row, size in zip(rows, rests, strict=True):
+            found[:, row] = torch.tensor([beginning, start, end])
+            end += size
+    return found
 
 
-def _seen(segments: Sequence[Sequence[int]], length: int) -> torch.Tensor:
-    """(U, 1, T, T) which token sees which: those before it that are of its own segment or of segment 0, and itself."""
-    padded = torch.full((len(segments), length), -1)
-    for number, segment in enumerate(segments):
-        padded[number, : len(segment)] = torch.tensor(segment)
-    same = padded[:, :, None] == padded[:, None, :]
-    seen = (same | (padded[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
-    return seen[:, None]
+def _joined(rows: Sequence[Row]) -> Row:
+    return Row(
+        tuple(token for row in rows for token in row.token_ids), tuple(image for row in rows for image in row.images)
+    )

@@ -1,18 +1,19 @@
-"""How trajectories are laid out for the scorer: whole, or with the prompt of a group once for all of it.
+"""How trajectories are laid out for the scorer: packed into one row, or each whole and padded.
 
-The fast layouts are compared with the plain one on the first real micro-batch, and given up, loudly, where they differ.
+The fast layout is compared with the plain one on the first real micro-batch, and given up, loudly, where they differ.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from agents.inputs import InputBuilder, PackedInputs, Parted, Row, SharedInputs
+from agents.inputs import InputBuilder, PackedInputs, Parted, Row
 from agents.scorer import TokenScorer
 from agents.trajectory import Trajectory
 from mmsearch_env.errors import PolicyError, PolicyWarning
@@ -29,42 +30,50 @@ class RowLayout:
         """Args: builder: makes the model's keywords; scorer: is given them."""
         self._builder = builder
         self._scorer = scorer
-        self._is_exact: bool | None = None  # not compared yet
-        self.runs_once = False
-        """Whether a pass calls the model once only, however rows are laid out."""
+        self._most_alike = 0  # of the rows compared so far, so many began alike
+        self._is_exact = True
+        self._is_told = False
 
-    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | SharedInputs | PackedInputs:
-        """What the scorer needs for whole trajectories; where some have a prompt in common, that only once."""
+    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | PackedInputs:
+        """What the scorer needs for whole trajectories: all in one row, what some have in common only once."""
+        if not self.packs:
+            self._tell_once()
+            return self.whole_inputs(trajectories)
         rows = [parted(trajectory) for trajectory in trajectories]
-        alike = [row for row in rows if row.beginning.key == rows[0].beginning.key]
-        is_shared = len({row.beginning.key for row in rows}) < len(rows)
-        if is_shared and self._builder.can_share and self._is_exact is None and len(alike) > 1:
-            self._is_exact = self._compare(alike[:_COMPARED_ROWS])
-        if is_shared and self.shares_prompts:
-            return self._together(rows)
-        return self.whole_inputs(trajectories)
+        common, alike = Counter(row.beginning.key for row in rows).most_common(1)[0]
+        if min(alike, 2) > self._most_alike:
+            self._most_alike = alike
+            theirs = [row for row in rows if row.beginning.key == common]
+            others = [row for row in rows if row.beginning.key != common]
+            self._is_exact = self._compare([*theirs[: _COMPARED_ROWS - 1], *others[:1]])
+        return self._builder.build_packed(rows) if self._is_exact else self.whole_inputs(trajectories)
 
     def whole_inputs(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-        """The same with every trajectory whole, right-padded."""
+        """The same with every trajectory by itself, right-padded."""
         return self._builder.build([Row(t.token_ids, t.images) for t in trajectories], padding="right")
 
     @property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt that trajectories have in common is run once for all of them."""
-        return self._builder.can_share and self._is_exact is not False
+    def packs(self) -> bool:
+        """Whether trajectories are packed, a prompt that several have in common once."""
+        return self._builder.can_pack and self._is_exact
 
     def forget_comparison(self) -> None:
         """The model works in another way from now on."""
-        self._is_exact = None
+        self._most_alike, self._is_exact = 0, True
 
-    def _together(self, rows: Sequence[Parted]) -> SharedInputs | PackedInputs:
-        if self.runs_once or self._builder.is_checkpointed:
-            return self._builder.build_packed(rows)
-        return self._builder.build_shared(rows)
+    def _tell_once(self) -> None:
+        if not self._builder.heeds_attend and not self._is_told:
+            self._is_told = True
+            warnings.warn(
+                "expected a model whose attention can be told which tokens of one row belong together, got one that "
+                "attends in its own way; every episode is run by itself, with prompt and padding, which is slower",
+                PolicyWarning,
+                stacklevel=3,
+            )
 
     @torch.no_grad()
     def _compare(self, rows: Sequence[Parted]) -> bool:
-        """Whether rows score the same with their common beginning run once. Warns if not."""
+        """Whether rows score the same packed as each by itself. Warns if not."""
         plain = self._builder.build([row.whole for row in rows], padding="right")
         mask = torch.zeros_like(plain["input_ids"], dtype=torch.bool)
         for number, row in enumerate(rows):
@@ -72,7 +81,7 @@ class RowLayout:
         was_training = self._scorer.training
         self._scorer.train()  # as it will be called
         try:
-            fast, slow = (self._scorer(inputs, mask).logprobs for inputs in (self._together(rows), plain))
+            fast, slow = (self._scorer(inputs, mask).logprobs for inputs in (self._builder.build_packed(rows), plain))
             # A token that is never sampled has no log-probability.
             gap = float((fast - slow).nan_to_num(0.0).abs().max())
         except PolicyError:
@@ -82,8 +91,8 @@ class RowLayout:
         allowed = _ALLOWED_GAP if next(self._scorer.model.parameters()).dtype == torch.float32 else _ALLOWED_HALF_GAP
         if gap > allowed:
             warnings.warn(
-                f"expected the same log-probabilities with a prompt run once for its group, got a gap of {gap:.2g} "
-                f"(allowed {allowed:g}); every episode is run whole from now on, which is slower",
+                f"expected the same log-probabilities with all episodes in one row, got a gap of {gap:.2g} (allowed "
+                f"{allowed:g}); every episode is run by itself from now on, prompt and padding too: slower",
                 PolicyWarning,
                 stacklevel=3,
             )

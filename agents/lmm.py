@@ -24,7 +24,7 @@ from agents.engines.hf import HFSampler
 from agents.engines.reading import end_of, ends_of
 from agents.engines.vllm import VLLMSampler, VLLMSettings
 from agents.given import Given, played, row_of
-from agents.inputs import InputBuilder, PackedInputs, Row, SharedInputs
+from agents.inputs import InputBuilder, PackedInputs, Row
 from agents.layout import RowLayout
 from agents.linear import multiply_with_onednn
 from agents.lora import LoRASettings, read_adapter, with_adapter
@@ -267,27 +267,23 @@ class LMMPolicy:
 
     # -- being trained ------------------------------------------------------------------------------------------
 
-    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | SharedInputs | PackedInputs:
-        """What :attr:`scorer` needs for whole trajectories; where some have a prompt in common, that only once."""
+    def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any] | PackedInputs:
+        """What :attr:`scorer` needs for whole trajectories: all in one row, what some have in common only once."""
         return self._layout.forward_inputs(trajectories)
 
     def whole_inputs(self, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-        """The same with every trajectory whole, right-padded: any token may be scored. ``input_ids`` is (B, T)."""
+        """The same with every trajectory by itself, right-padded. ``input_ids`` is (B, T)."""
         return self._layout.whole_inputs(trajectories)
 
     @property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt that trajectories have in common is run once for all of them."""
-        return self._layout.shares_prompts
+    def packs(self) -> bool:
+        """Whether trajectories are packed into one row, a prompt that several have in common once."""
+        return self._layout.packs
 
     def checkpoint_activations(self) -> None:
         """Have activations made anew for the gradient, in place of keeping them: less memory, about a third slower."""
         checkpoint_activations(self.model)
         self._layout.forget_comparison()
-
-    def run_once(self) -> None:
-        """Have every pass call the model once only, as where parameters are spread over processes in step."""
-        self._layout.runs_once = True
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""

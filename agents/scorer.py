@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from agents.critic import ValueHead
-from agents.inputs import PackedInputs, SharedInputs
+from agents.inputs import PackedInputs
 from mmsearch_env.errors import PolicyError
 
 LOGITS_AT_ONCE = 256
@@ -56,7 +54,7 @@ class TokenScorer(nn.Module):
 
     def forward(
         self,
-        inputs: Mapping[str, Any] | SharedInputs | PackedInputs,
+        inputs: Mapping[str, Any] | PackedInputs,
         loss_mask: Tensor,
         temperature: float = 1.0,
         wanted: Literal["scores", "values"] = "scores",
@@ -85,7 +83,7 @@ class TokenScorer(nn.Module):
         return TokenScores(logprobs, entropy, values)
 
     def _valued(
-        self, inputs: Mapping[str, Any] | SharedInputs | PackedInputs, loss_mask: Tensor, rows: Tensor, columns: Tensor
+        self, inputs: Mapping[str, Any] | PackedInputs, loss_mask: Tensor, rows: Tensor, columns: Tensor
     ) -> TokenScores:
         """The critic's values alone, without a logit."""
         if self.critic is None:
@@ -102,56 +100,33 @@ class TokenScorer(nn.Module):
         return TokenScores(nothing, nothing, values, found[len(rows) :])
 
     def _before(
-        self, inputs: Mapping[str, Any] | SharedInputs | PackedInputs, loss_mask: Tensor, rows: Tensor, columns: Tensor
+        self, inputs: Mapping[str, Any] | PackedInputs, loss_mask: Tensor, rows: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Hidden states (N, width) before the tokens at these places, and the tokens (N,).
 
         A place may be that after a row's last token; its token is any then.
         """
-        if isinstance(inputs, SharedInputs):
-            return self._shared(inputs, rows, columns)
         if isinstance(inputs, PackedInputs):
             return self._packed(inputs, rows, columns)
-        return self._plain(inputs, loss_mask, rows, columns)
+        return self._whole(inputs, loss_mask, rows, columns)
 
-    def _plain(
+    def _whole(
         self, inputs: Mapping[str, Any], loss_mask: Tensor, rows: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """With every row whole."""
+        """With every row by itself."""
         ids = inputs["input_ids"]
         if loss_mask.shape != ids.shape:
             raise ValueError(f"expected a loss_mask of shape {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
         # Right padding needs no mask: causal attention never looks ahead.
         kept = {key: value for key, value in inputs.items() if key != "attention_mask"}
         hidden: Tensor = base_model(self.model).model(**kept, use_cache=False).last_hidden_state
-        return hidden[rows, columns - 1], _at(ids, rows, columns)
-
-    def _shared(self, inputs: SharedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """With each beginning run once: its keys and values, with their gradient, serve all rows that have it."""
-        network = base_model(self.model)
-        cache = DynamicCache(config=network.config.get_text_config())
-        begun = network.model(**inputs.beginnings, past_key_values=cache, use_cache=True).last_hidden_state
-        if any(layer.keys is None for layer in cache.layers):
-            raise PolicyError("expected the model to keep keys and values, got none; switch gradient checkpointing off")
-        parts, ids = [], []
-        for rests in inputs.rests:
-            which = inputs.which[rests.rows]
-            begun_with = _for_rows(cache, which)
-            rest = network.model(**rests.inputs, past_key_values=begun_with, use_cache=True).last_hidden_state
-            # The first token of a rest follows the last one of its beginning.
-            parts.append(torch.cat([begun[which, -1:], rest], dim=1))
-            ids.append(rests.inputs["input_ids"])
-        order = torch.cat([rests.rows for rests in inputs.rests]).argsort()
-        places = columns - inputs.sizes[rows]
-        return _stacked(parts)[order[rows], places], _at(_stacked(ids), order[rows], places)
+        return hidden[rows, columns - 1], ids[rows, columns.clamp(max=ids.shape[1] - 1)]
 
     def _packed(self, inputs: PackedInputs, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """With each group as one long row."""
-        hidden: Tensor = base_model(self.model).model(**inputs.packs, use_cache=False).last_hidden_state
-        packs, sizes = inputs.which[rows], inputs.sizes[rows]
-        places = inputs.starts[rows] + columns - sizes
-        before = torch.where(columns == sizes, sizes, places) - 1
-        return hidden[packs, before], _at(inputs.packs["input_ids"], packs, places)
+        """With all rows as one."""
+        hidden: Tensor = base_model(self.model).model(**inputs.packed, use_cache=False).last_hidden_state
+        ids = inputs.packed["input_ids"]
+        return hidden[0, inputs.places(rows, columns - 1)], _at(ids[0], inputs.places(rows, columns))
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_model(self.model).lm_head
@@ -209,26 +184,8 @@ def _distribution(logits: Tensor, targets: Tensor, banned: Tensor, temperature: 
     return chosen, total - mean, probabilities
 
 
-def _at(ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return ids[rows, columns.clamp(max=ids.shape[1] - 1)]
-
-
-def _for_rows(cache: DynamicCache, which: Tensor) -> DynamicCache:
-    """The beginnings' keys and values (U, heads, P, width), one for each row (B, heads, P, width)."""
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in chosen.layers:
-        layer.keys, layer.values = (
-            kept.expand(len(which), -1, -1, -1) if kept.shape[0] == 1 else kept.index_select(0, which)
-            for kept in (layer.keys, layer.values)
-        )
-    return chosen
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors (b, S, ...) one below the other, those that are shorter filled up with zeros."""
-    longest = max(part.shape[1] for part in parts)
-    return torch.cat([torch.cat([p, p.new_zeros(len(p), longest - p.shape[1], *p.shape[2:])], dim=1) for p in parts])
+def _at(ids: Tensor, places: Tensor) -> Tensor:
+    return ids[places.clamp(max=len(ids) - 1)]
 
 
 def allowed_logits(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:

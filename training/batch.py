@@ -168,58 +168,54 @@ def micro_batches(examples: Iterable[Example], *, token_budget: int) -> list[tup
     return [tuple(batch) for batch in batches]
 
 
-def micro_batches_of_groups(examples: Iterable[Example], *, token_budget: int) -> list[tuple[Example, ...]]:
-    """The same for a policy that runs a prompt once for all examples that have it, and pads what follows hardly at all.
+def packed_micro_batches(examples: Iterable[Example], *, token_budget: int) -> list[tuple[Example, ...]]:
+    """The same for a policy that packs: what examples cost is their tokens, a prompt that several have once.
 
-    A batch of U prompts costs U times the longest prompt, and what follows in each example. Examples with the same
-    prompt come together.
+    Examples with the same prompt come together. One that is longer than the budget goes alone.
     """
-    batches: list[_Groups] = []
+    batches: list[_Packed] = []
     for example in sorted(examples, key=lambda item: (-len(item.prompt[0]), item.prompt, -item.length)):
         if not batches or batches[-1].cost_with(example) > token_budget:
-            batches.append(_Groups())
+            batches.append(_Packed())
         batches[-1].add(example)
     return [tuple(batch.examples) for batch in batches]
 
 
-def tokens_run(examples: Sequence[Example], *, shared: bool) -> int:
-    """Tokens of one batch of these: padded, or prompts that several have counted once where the policy shares them."""
-    if not shared:
+def tokens_run(examples: Sequence[Example], *, packed: bool) -> int:
+    """Tokens of one batch of these: packed, a prompt that several have once, or padded."""
+    if not packed:
         return len(examples) * max((example.length for example in examples), default=0)
-    groups = _Groups()
+    batch = _Packed()
     for example in examples:
-        groups.add(example)
-    return groups.cost
+        batch.add(example)
+    return batch.cost
 
 
-class _Groups:
-    """A batch of groups that is being filled."""
+class _Packed:
+    """A batch that is being filled.
+
+    Attributes:
+        examples: in it.
+        cost: its tokens.
+    """
 
     def __init__(self) -> None:
         self.examples: list[Example] = []
+        self.cost = 0
         self._prompts: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
-        self._longest_prompt = self._rests = 0
-
-    @property
-    def cost(self) -> int:
-        """Tokens; prompts padded."""
-        return len(self._prompts) * self._longest_prompt + self._rests
 
     def cost_with(self, example: Example) -> int:
         """Tokens if this one came too; 0 for the first, which is taken whatever it costs."""
-        if not self.examples:
-            return 0
-        size = len(example.prompt[0])
-        prompts = len(self._prompts | {example.prompt}) * max(self._longest_prompt, size)
-        return prompts + self._rests + example.length - size
+        return self.cost + self._added(example) if self.examples else 0
 
     def add(self, example: Example) -> None:
         """Take it."""
-        size = len(example.prompt[0])
+        self.cost += self._added(example)
         self.examples.append(example)
         self._prompts.add(example.prompt)
-        self._longest_prompt = max(self._longest_prompt, size)
-        self._rests += example.length - size
+
+    def _added(self, example: Example) -> int:
+        return example.length - (len(example.prompt[0]) if example.prompt in self._prompts else 0)
 
 
 def collate(examples: Sequence[Example], policy: TrainablePolicy, *, device: torch.device) -> TokenBatch:

@@ -62,8 +62,6 @@ def build_policy(config: RunConfig, *, device: torch.device) -> LMMPolicy:
         policy.load_adapter(Path(settings.adapter))
     if config.engine.gradient_checkpointing:
         policy.checkpoint_activations()
-    if config.engine.zero_stage == 3:
-        policy.run_once()
     return policy
 
 

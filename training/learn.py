@@ -21,7 +21,7 @@ from training.batch import (
     TokenBatch,
     collate,
     micro_batches,
-    micro_batches_of_groups,
+    packed_micro_batches,
     tokens_run,
 )
 from training.engine import Engine
@@ -177,7 +177,7 @@ class Learner:
         waiting, fitting = list(reversed(prepared)), list[MicroBatch]()
         while waiting:
             part, batch = waiting.pop()
-            if len(part) > 1 and tokens_run(part, shared=self.policy.shares_prompts) > self.budget.tokens:
+            if len(part) > 1 and tokens_run(part, packed=self.policy.packs) > self.budget.tokens:
                 waiting += reversed(_split(part, batch, self.policy))
             else:
                 fitting.append((part, batch))
@@ -205,7 +205,7 @@ class Learner:
         }
 
     def _cut(self, examples: Iterable[Example]) -> list[tuple[Example, ...]]:
-        cut_up = micro_batches_of_groups if self.policy.shares_prompts else micro_batches
+        cut_up = packed_micro_batches if self.policy.packs else micro_batches
         return cut_up(examples, token_budget=self.budget.tokens)
 
     def _size(self, examples: Sequence[Example]) -> UpdateSize:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents.lmm import LMMPolicy
 from agents.trajectory import Trajectory
-from training.batch import Example, TokenCredit, micro_batches
+from training.batch import Example, TokenCredit, micro_batches, packed_micro_batches
 from training.engine import AdamSettings, Engine, Place
 from training.stages import NOT_KEPT, Stage
 
@@ -40,7 +40,7 @@ class SupervisedPlan:
         learning_rate: at its highest.
         warmup: updates over which it rises from 0.
         decay_share: share of the updates, at the end, over which it falls to a tenth by a cosine.
-        token_budget: padded tokens in one forward pass at most.
+        token_budget: tokens in one forward pass at most.
         observed_weight: weight of the loss on text the player read, in [0, 1]; control tokens are never learnt.
     """
 
@@ -99,7 +99,8 @@ def _update(
 ) -> float:
     """One optimiser step; returns the mean loss over all ranks."""
     examples = [Example(t, token_weights(t, policy, plan.observed_weight)) for t in trajectories]
-    batches = micro_batches(examples, token_budget=plan.token_budget)
+    cut_up = packed_micro_batches if policy.packs else micro_batches
+    batches = cut_up(examples, token_budget=plan.token_budget)
     local = {"weight": float(sum(example.advantages.sum() for example in examples))}
     total = engine.total(local)["weight"]
     most = int(engine.largest({"batches": float(len(batches))})["batches"])
@@ -116,8 +117,8 @@ def _update(
 
 def _loss(engine: Engine, policy: LMMPolicy, examples: Sequence[Example]) -> Tensor:
     """Weighted sum of negative log-probabilities; an example's advantages are its weights."""
-    inputs = policy.whole_inputs([example.trajectory for example in examples])
-    weights = torch.zeros(inputs["input_ids"].shape)
+    inputs = policy.forward_inputs([example.trajectory for example in examples])
+    weights = torch.zeros(len(examples), max(example.length for example in examples))
     for row, example in enumerate(examples):
         weights[row, : example.length] = torch.from_numpy(example.advantages)
     weights = weights.to(engine.place.device)

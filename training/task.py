@@ -64,8 +64,8 @@ class TrainablePolicy(Protocol):
         ...
 
     @property
-    def shares_prompts(self) -> bool:
-        """Whether ``scorer`` runs a prompt that several trajectories have only once; decides how many fit a pass."""
+    def packs(self) -> bool:
+        """Whether ``scorer`` pads nothing and runs a common prompt only once; decides how many fit a pass."""
         ...
 
     def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Any:

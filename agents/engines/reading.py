@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agents.engines.forked_attention import attending, can_fork
+from agents.engines.forked_attention import ForkedAttention
 from agents.engines.kv_cache import Beginning, KeysValues, RoomyCache, stacked
 from agents.engines.weights import SeenWeights
 from agents.inputs import InputBuilder, Parted, Row, distinct
@@ -97,7 +97,9 @@ class Reader:
         self._builder = builder
         self._kept: ByteCache[_Kept] = ByteCache(_KEPT_BYTES)
         self._weights = SeenWeights(scorer.model)
-        self._forks_from = _WORTH_FORKING if can_fork(base_model(scorer.model)) else None
+        # Another order of sums is of no weight in float32; between shorter numbers it decides too often.
+        is_exact = next(scorer.model.parameters()).dtype == torch.float32
+        self._forks_from = _WORTH_FORKING if builder.heeds_attend and is_exact else None
 
     def read(self, rows: Sequence[Row], ended: Sequence[Sequence[Prefix]]) -> Reading:
         """Read rows to their last token.
@@ -132,7 +134,7 @@ class Reader:
     def keep(self, reading: Reading, number: int, row: Row) -> None:
         """Remember what was read of a row: ``row`` with all but its last token is row ``number`` of the reading."""
         cache = reading.cache
-        if not cache.remembers_all or not self._builder.can_share:
+        if not cache.remembers_all or not self._builder.can_part:
             return
         begun = cache.beginning(number)
         places = reading.mask[number, cache.begun_length :].nonzero()[:, 0]
@@ -191,8 +193,9 @@ class Reader:
         return self._run({**inputs, "attention_mask": whole}, cache)
 
     def _run(self, inputs: dict[str, Any], cache: RoomyCache) -> Reading:
-        with attending(cache):
-            hidden = self._network.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        forked = {} if cache.forks is None else {"attend": ForkedAttention(cache, cache.forks)}
+        read = self._network.model(**inputs, **forked, past_key_values=cache, use_cache=True)
+        hidden = read.last_hidden_state[:, -1]
         places = inputs["position_ids"]
         last = places[..., -1] if places.dim() == 2 else places[..., -1].amax(0)
         return Reading(cache, hidden, inputs["attention_mask"], last + 1)

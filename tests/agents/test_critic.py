@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, adapted_policy
-from test_sharing import group, mask_of
+from test_packing import group, mask_of
 
 from agents.critic import CriticSettings
 from agents.engines.contract import SamplingLimits
-from agents.layout import parted
 from agents.lmm import LMMPolicy
 from agents.scorer import base_model
 from agents.trajectory import Trajectory
@@ -43,12 +42,8 @@ def test_values_are_those_of_every_row_alone(family: str) -> None:
     policy = valuing(family)
     played = [*group(policy, 0, 3), *group(policy, 1, 2)]
     mask = mask_of(played)
-    layouts = (
-        policy.forward_inputs(played),
-        policy.whole_inputs(played),
-        policy.builder.build_packed([parted(one) for one in played]),
-    )
-    assert len({type(layout) for layout in layouts}) == 3
+    layouts = policy.forward_inputs(played), policy.whole_inputs(played)
+    assert len({type(layout) for layout in layouts}) == 2
     by_hand = [values_by_hand(policy, one) for one in played]
     for layout in layouts:
         alone = policy.scorer(layout, mask, 1.0, "values")

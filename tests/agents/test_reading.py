@@ -14,12 +14,12 @@ from agents.engines import forked_attention
 from agents.engines.contract import SamplingLimits
 from agents.engines.kv_cache import RoomyLayer
 from agents.engines.merging import MergedAdapter
+from agents.engines.reading import Reader
 from agents.inputs import InputBuilder
 from agents.lmm import LMMPolicy
 from agents.policy import Reply, Request
 from agents.rollout import rollout
-from agents.scorer import base_model
-from agents.trajectory import Trajectory, Turn
+from agents.trajectory import Turn
 from agents.vision import ByteCache
 from agents.workflows import Script
 from mmsearch_env.env import MMSearchEnv
@@ -138,27 +138,11 @@ def test_what_rows_begin_with_alike_is_held_once(policy: LMMPolicy, monkeypatch:
         assert_same(mine, theirs)
 
 
-def test_in_training_attention_is_as_ever(policy: LMMPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forked attention is registered for the text model for good, and is plain where nothing is forked."""
-    (turn,) = replied(policy, [asked(0, 0, ())])
-    monkeypatch.setattr(forked_attention, "_one_token", None)
-    played = Trajectory("q", (turn,), True, False, "answered", 1.0, {}, {}, "")
-    inputs = policy.whole_inputs([played])
-    mask = torch.tensor([played.loss_mask])
-    one = policy.scorer(inputs, mask).logprobs
-    model = base_model(policy.model)
-    forked = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation({"text_config": "sdpa"})
-    plain = policy.scorer(inputs, mask).logprobs
-    model.set_attn_implementation({"text_config": forked})
-    assert forked != "sdpa" and torch.equal(one, plain)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_float32_is_forked(dtype: torch.dtype) -> None:
-    model = base_model(adapted_policy("qwen2_5_vl").model).to(dtype)
-    model.set_attn_implementation({"text_config": "sdpa"})
-    assert forked_attention.can_fork(model) == (dtype == torch.float32)
+    policy = adapted_policy("qwen2_5_vl")
+    policy.model.get_base_model().to(dtype)
+    assert (Reader(policy.scorer, policy.builder)._forks_from is not None) == (dtype == torch.float32)
 
 
 def test_what_other_weights_have_read_is_let_go() -> None:

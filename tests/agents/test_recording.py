@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from families import adapted_policy
-from test_sharing import group
+from test_packing import group
 
 from agents.engines.contract import SamplingLimits
 from agents.recording import read_recording, write_recording

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from families import FAMILIES, adapted_policy
-from test_sharing import group, mask_of, scored
+from test_packing import group, mask_of, scored
 
 from agents.engines.contract import SamplingLimits
 from agents.lmm import LMMPolicy

@@ -100,7 +100,7 @@ class GuessScorer(nn.Module):
 class GuessPolicy:
     """The scorer as a trainable policy that can sample."""
 
-    shares_prompts = False
+    packs = False
 
     def __init__(self, *, critic: bool = False) -> None:
         self.scorer = GuessScorer(critic=critic)

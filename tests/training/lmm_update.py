@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
 
 import torch
 from families import FAMILIES, adapted_policy
-from test_sharing import group
+from test_packing import group
 
 from agents.critic import CriticSettings
 from agents.engines.contract import SamplingLimits
@@ -44,8 +44,6 @@ def updated(family: str, place: Place, folder: Path, zero_stage: int) -> None:
         number: Group(str(number), tuple(map(rewarded, group(policy, number, size), range(size))))
         for number, size in enumerate(_SIZES)
     }
-    if zero_stage == 3:
-        policy.run_once()
     # With the usual epsilon, a parameter whose gradient is all but 0 moves by the last digits of that.
     engine = Engine(policy.scorer, place=place, zero_stage=zero_stage, adam=AdamSettings(epsilon=1e-3))
     learner = Learner(policy, engine, ppo(kl_coefficient=0.1), 1.0, TokenBudget(600))

@@ -203,10 +203,6 @@ def test_the_price_of_a_search_grows_from_a_bonus(place: Place) -> None:
         ("algorithm.overlong_tokens=50", "algorithm.overlong_margin: expected at most overlong_tokens .50., got 64"),
         ("policy.attention=flash_attention_2", "policy.attention: expected 'sdpa' with policy.dtype 'float32'"),
         (
-            "policy.attention=flash_attention_2 policy.dtype=bfloat16 engine.gradient_checkpointing=true",
-            "policy.attention: expected 'sdpa' with engine.gradient_checkpointing",
-        ),
-        (
             "env.visit_penalty=0.1",
             "env.visit_penalty: expected 0.0, as it has no effect here, got 0.1; set",
         ),

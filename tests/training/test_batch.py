@@ -6,7 +6,7 @@ import torch
 from bandit import GuessPolicy
 
 from agents.trajectory import Completion, FinishReason, Trajectory, Turn
-from training.batch import Example, collate, micro_batches, micro_batches_of_groups
+from training.batch import Example, collate, micro_batches, packed_micro_batches, tokens_run
 
 
 def trajectory(prompt: tuple[int, ...], sampled: tuple[int, ...]) -> Trajectory:
@@ -58,17 +58,27 @@ def test_credit_must_have_one_number_per_token() -> None:
         Example(trajectory((1, 2), (3,)), np.zeros(2, dtype=np.float32))
 
 
-def test_micro_batches_of_groups_count_a_common_prompt_once() -> None:
+def test_packed_micro_batches_count_a_common_prompt_once() -> None:
     """Prompt A of 6 tokens with rests of 2, 2 and 3; prompt B of 4 with rests of 1 and 5."""
     a, b = (1,) * 6, (2,) * 4
     examples = [example(p, (7,) * n, 1.0) for p, n in [(a, 2), (b, 1), (a, 3), (b, 5), (a, 2)]]
 
     def cut(token_budget: int) -> list[list[tuple[int, int]]]:
-        parts = micro_batches_of_groups(examples, token_budget=token_budget)
+        parts = packed_micro_batches(examples, token_budget=token_budget)
+        assert all(len(part) == 1 or tokens_run(part, packed=True) <= token_budget for part in parts)
         return [[(len(item.prompt[0]), item.length - len(item.prompt[0])) for item in part] for part in parts]
 
     first, second = [(6, 3), (6, 2), (6, 2)], [(4, 5), (4, 1)]
     assert cut(6 + 7) == [first, second]  # B costs 4 + 6 = 10
-    assert cut(6 + 7 - 1) == [first[:2], [first[2]], second]  # 6 + 2 beside B: 2 * 6 + 2 + 6
-    assert cut(2 * 6 + 7 + 6) == [[*first, *second]]
+    assert cut(6 + 7 - 1) == [first[:2], [first[2]], second]  # 6 + 2 beside B: 6 + 2 + 4 + 5
+    assert cut(6 + 7 + 4 + 6) == [[*first, *second]]
+    assert cut(6 + 7 + 4 + 6 - 1) == [[*first, second[0]], [second[1]]]
     assert cut(1) == [[one] for one in (*first, *second)]
+
+
+def test_tokens_run_are_those_of_the_pass() -> None:
+    a, b = (1,) * 6, (2,) * 4
+    examples = [example(p, (7,) * n, 1.0) for p, n in [(a, 2), (a, 3), (b, 1)]]
+    assert tokens_run(examples, packed=True) == 6 + 2 + 3 + 4 + 1
+    assert tokens_run(examples, packed=False) == 3 * 9
+    assert tokens_run([], packed=False) == tokens_run([], packed=True) == 0

@@ -148,5 +148,11 @@ def test_a_package_that_is_missing_is_said_before_weights_are_loaded(
 
 def test_gradient_checkpointing_reaches_the_model() -> None:
     place = torch.device("cpu")
-    assert not compose.build_policy(recipe(), device=place).builder.is_checkpointed
-    assert compose.build_policy(recipe(engine={"gradient_checkpointing": True}), device=place).builder.is_checkpointed
+
+    def checkpointed(**settings: Any) -> set[bool]:
+        model = compose.build_policy(recipe(**settings), device=place).model
+        found = (getattr(module, "gradient_checkpointing", None) for module in model.modules())
+        return {one for one in found if one is not None}
+
+    assert checkpointed() == {False}
+    assert True in checkpointed(engine={"gradient_checkpointing": True})

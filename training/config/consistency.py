@@ -131,11 +131,6 @@ def _check_attention(config: RunConfig) -> None:
             f"policy.attention: expected 'sdpa' with policy.dtype {config.policy.dtype!r}, got "
             f"{config.policy.attention!r}; flash-attn takes bfloat16"
         )
-    if config.engine.gradient_checkpointing or config.engine.zero_stage == 3:
-        raise ConfigError(
-            f"policy.attention: expected 'sdpa' with engine.gradient_checkpointing or ZeRO stage 3, got "
-            f"{config.policy.attention!r}; a group is one long row there, with a mask that flash-attn does not take"
-        )
 
 
 def _check_engine(rollout: RolloutConfig) -> None:
