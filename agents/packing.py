@@ -12,7 +12,7 @@ to itself. So every row is scored as if it stood alone, with P + R_1 + ... + R_G
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -54,6 +54,7 @@ class Packing:
 
     groups: tuple[tuple[int, ...], ...]
     device: torch.device
+    _masks: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[int]], device: torch.device) -> Packing:
@@ -82,7 +83,26 @@ class Packing:
             for _ in group[1:]:
                 asking, own_key, own_value = next(stretches)
                 keys, values = torch.cat([begun_key, own_key], dim=2), torch.cat([begun_value, own_value], dim=2)
-                yield layer.attended(asking, keys, values, causal_lower_right(asking.shape[2], keys.shape[2]))
+                yield layer.attended(asking, keys, values, self._mask(asking, begun.shape[2]))
+
+    def _mask(self, asking: Tensor, begun: int) -> Tensor:
+        """(R, P + R) for a rest (1, heads, R, width): all P tokens of its beginning are seen, its own up to each."""
+        size = asking.shape[2]
+        if asking.is_cuda:  # has kernels for just that
+            return causal_lower_right(size, begun + size)
+        mask, most = self._largest_mask(asking.dtype), max(group[0] for group in self.groups)
+        return mask[:size, most - begun : most + size]
+
+    def _largest_mask(self, dtype: torch.dtype) -> Tensor:
+        """Of which those of all rests are parts, so that each layer keeps the same one for the gradient."""
+        if dtype not in self._masks:
+            begun, size = (
+                max(group[0] for group in self.groups),
+                max(max(group[1:]) for group in self.groups if group[1:]),
+            )
+            mask = torch.full((size, begun + size), -torch.inf, dtype=dtype, device=self.device)
+            self._masks[dtype] = mask.triu(begun + 1)
+        return self._masks[dtype]
 
     def _at_once(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(1, N, heads, width) with a kernel that takes stretches of unequal length, each pair's ends aligned."""

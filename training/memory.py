@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from agents.lora import LoRASettings, with_adapter
+from agents.packing import Packing
 from agents.playing import model_folder
 from agents.scorer import LOGITS_AT_ONCE, base_model, checkpoint_activations
 from mmsearch_env.errors import ConfigError
@@ -22,7 +23,9 @@ from training.config import RunConfig
 
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 _TOKENS = 64
-"""Of the row that is run on shapes; few, so that what grows with the square of a row has no part in it."""
+"""Of the group that is run on shapes; few, so that what grows with the square of a row has no part in it."""
+_EPISODES = 8
+"""In that group."""
 _LOGITS_HELD = 3 * LOGITS_AT_ONCE
 """Rows of logits in float32 while they are scored: scores, probabilities and a product."""
 _KEPT_FEATURES = 2 << 30
@@ -166,7 +169,10 @@ def architecture(model: str) -> Any:
 
 
 def kept_for_gradient(model: nn.Module, tokens: int) -> int:
-    """Bytes that the language model keeps for the gradient of one row of so many tokens, parameters left out."""
+    """Bytes that the language model keeps for the gradient of a group of so many tokens, parameters left out.
+
+    A quarter of the tokens is the group's prompt; each of its episodes reads a copy of that one's keys and values.
+    """
     network = base_model(model)
     device = next(model.parameters()).device
     known = {_storage(one) for one in model.parameters()}
@@ -183,11 +189,23 @@ def kept_for_gradient(model: nn.Module, tokens: int) -> int:
     model.train()
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = network.model(input_ids=ids, position_ids=places if rows == 3 else places[0], use_cache=False)
+            hidden = network.model(
+                input_ids=ids,
+                attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
+                position_ids=places if rows == 3 else places[0],
+                attend=packed_group(tokens, device),
+                use_cache=False,
+            )
         assert hidden is not None  # what is kept lives as long as this
         return sum(size for storage, size in kept.items() if storage not in known)
     finally:
         model.train(was_training)
+
+
+def packed_group(tokens: int, device: torch.device) -> Packing:
+    """Episodes of one prompt, of so many tokens all told."""
+    rest = (tokens - tokens // 4) // _EPISODES
+    return Packing.of([(tokens - _EPISODES * rest, *[rest] * _EPISODES)], device)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -24,7 +24,7 @@ from agents.lmm import LMMPolicy
 from agents.packing import Packing
 from agents.policy import Reply, Request
 from agents.scorer import TokenScorer
-from agents.trajectory import Trajectory, Turn
+from agents.trajectory import Completion, FinishReason, Trajectory, Turn
 from mmsearch_env.errors import PolicyError, PolicyWarning
 from mmsearch_env.messages import ImagePart, Message, TextPart
 
@@ -98,6 +98,22 @@ def test_scores_and_gradients_are_those_of_whole_rows(
         assert float((one - other).norm()) <= 1e-4 * float(other.norm())
 
 
+def test_every_token_may_be_scored(policy: LMMPolicy, episodes: list[Trajectory]) -> None:
+    """Those of a common prompt too, as in supervised training; and an episode may end with its prompt."""
+    nothing = Completion("", (), (), FinishReason.STOP)
+    ended = replace(episodes[1], turns=(replace(episodes[1].turns[0], completion=nothing),))
+    played = [episodes[0], ended, episodes[4], episodes[2]]
+    mask = mask_of(played)
+    for row, one in enumerate(played):
+        mask[row, 1 : len(one.loss_mask)] = True
+    packed, whole = policy.forward_inputs(played), policy.whole_inputs(played)
+    assert isinstance(packed, PackedInputs)
+    (fast, fast_entropy, _), (plain, plain_entropy, _) = (scored(policy, inputs, mask) for inputs in (packed, whole))
+    assert plain[mask].isfinite().any()
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fast_entropy, plain_entropy, atol=1e-5, rtol=0)
+
+
 def test_nothing_is_packed_where_the_tower_is_trained(policy: LMMPolicy, episodes: list[Trajectory]) -> None:
     tower = next(p for name, p in policy.model.named_parameters() if "vis" in name)
     tower.requires_grad_(True)
@@ -157,7 +173,7 @@ def test_attention_that_cannot_be_packed_is_told() -> None:
     policy.model.get_base_model().set_attn_implementation({"text_config": "eager"})
     other = LMMPolicy(policy.model, policy.renderer.processor)
     assert not other.packs
-    with pytest.warns(PolicyWarning, match="expected a model .* packed"):
+    with pytest.warns(PolicyWarning, match="expected a model whose attention can be told"):
         assert isinstance(other.forward_inputs(played), dict)
 
 

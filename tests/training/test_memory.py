@@ -12,7 +12,7 @@ from mmsearch_env.errors import ConfigError
 from training.config import RunConfig
 from training.config.file import read_config
 from training.engine import Engine, Place
-from training.memory import Memory, architecture, described, estimate, kept_for_gradient, shapes_of
+from training.memory import Memory, architecture, described, estimate, kept_for_gradient, packed_group, shapes_of
 
 TOKENS = 200
 
@@ -29,13 +29,19 @@ def policy() -> LMMPolicy:
 
 
 def allocated(policy: LMMPolicy) -> int:
-    """What stays allocated after the language model has run one row, by the allocator's own books."""
+    """What stays allocated after the language model has run one group, by the allocator's own books."""
     network = base_model(policy.model)
     ids = torch.zeros((1, TOKENS), dtype=torch.long)
     places = torch.zeros((3, 1, TOKENS), dtype=torch.long)
     policy.model.train()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as books:
-        out = network.model(input_ids=ids, position_ids=places, use_cache=False)
+        out = network.model(
+            input_ids=ids,
+            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool),
+            position_ids=places,
+            attend=packed_group(TOKENS, ids.device),
+            use_cache=False,
+        )
     policy.model.eval()
     assert out.last_hidden_state.requires_grad
     return sum(event.self_cpu_memory_usage for event in books.key_averages())

@@ -20,9 +20,7 @@ class PolicyConfig:
     ] = "float32"
     attention: Annotated[
         Literal["sdpa", "flash_attention_2"],
-        About(
-            "Attention kernels: torch's own, or the package flash-attn's, which leave padding out (a GPU, bfloat16)."
-        ),
+        About("Attention kernels: torch's own, or those of the package flash-attn (a GPU, bfloat16)."),
     ] = "sdpa"
     lora_rank: Annotated[int, About("Rank of the LoRA adapter on the language model.", "dimensions", low=1)] = 16
     lora_alpha: Annotated[float, About("LoRA scale; the adapter's output is multiplied by alpha / rank.", above=0)] = (

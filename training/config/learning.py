@@ -138,8 +138,7 @@ class EngineConfig:
     micro_batch_tokens: Annotated[
         int,
         About(
-            "Padded tokens in one forward pass, a group's common prompt counted once; an episode longer than this goes "
-            "alone.",
+            "Tokens in one forward pass, a group's common prompt counted once; an episode longer than this goes alone.",
             "tokens",
             low=1,
         ),
