@@ -90,19 +90,21 @@ class Packing:
         size = asking.shape[2]
         if asking.is_cuda:  # has kernels for just that
             return causal_lower_right(size, begun + size)
-        mask, most = self._largest_mask(asking.dtype), max(group[0] for group in self.groups)
-        return mask[:size, most - begun : most + size]
+        start = self._most_begun - begun
+        return self._largest_mask(asking.dtype)[:size, start : start + begun + size]
 
     def _largest_mask(self, dtype: torch.dtype) -> Tensor:
-        """Of which those of all rests are parts, so that each layer keeps the same one for the gradient."""
+        """Of which those of all rests are parts, so that all layers keep the same one for the gradient."""
         if dtype not in self._masks:
-            begun, size = (
-                max(group[0] for group in self.groups),
-                max(max(group[1:]) for group in self.groups if group[1:]),
-            )
+            begun, size = self._most_begun, max(max(rests) for _, *rests in self.groups if rests)
             mask = torch.full((size, begun + size), -torch.inf, dtype=dtype, device=self.device)
             self._masks[dtype] = mask.triu(begun + 1)
         return self._masks[dtype]
+
+    @cached_property
+    def _most_begun(self) -> int:
+        """Tokens of the longest beginning that rests go on from."""
+        return max(beginning for beginning, *rests in self.groups if rests)
 
     def _at_once(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(1, N, heads, width) with a kernel that takes stretches of unequal length, each pair's ends aligned."""
