@@ -9,7 +9,7 @@ values of the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+_SEEING_LESS = ("sliding_window", "attention_chunk_size", "index_topk")
+"""What configurations call it that a token sees only some of those before it."""
 
 PlainAttention = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -62,21 +65,28 @@ class Attend(Protocol):
 
 
 def takes_attend(model: Any) -> bool:
-    """Whether all layers of a model's language model heed ``attend``: it is run on one token to see.
+    """Whether all layers of a model's language model heed ``attend``, and see all tokens before when left alone.
+
+    It is run on one token to see; what a layer's mask or index would leave out of longer rows its configuration says.
 
     Args:
         model: a transformers model with a language model in it.
     """
     text = model.config.get_text_config()
-    device = next(model.parameters()).device
-    token = torch.zeros((1, 1), dtype=torch.long, device=device)
+    if any(getattr(text, name, None) for name in _SEEING_LESS) or set(_kinds_of_layers(text)) - {"full_attention"}:
+        return False
+    token = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
     seen = _Seen()
     try:
         with torch.no_grad():
             model.model(input_ids=token, position_ids=token, use_cache=False, attend=seen)
-    except TypeError:  # a family that takes no further keywords
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # a family that is called in another way
         return False
     return seen.layers == set(range(text.num_hidden_layers))
+
+
+def _kinds_of_layers(text: Any) -> Sequence[str]:
+    return getattr(text, "layer_types", None) or ()
 
 
 @dataclass(frozen=True, slots=True)

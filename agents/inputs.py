@@ -38,12 +38,14 @@ class PackedInputs:
 
     Attributes:
         packed: forward keywords of the one row; the :class:`~agents.packing.Packing` among them says who sees whom.
+        shape: B and T, the tokens of the longest row.
         sizes: (B,) tokens of each row's beginning.
         starts: (B,) where its beginning stands.
         rests: (B,) where its rest stands.
     """
 
     packed: Mapping[str, Any]
+    shape: tuple[int, int]
     sizes: torch.Tensor
     starts: torch.Tensor
     rests: torch.Tensor
@@ -60,6 +62,11 @@ class Parted:
 
     beginning: Row
     rest: Row
+
+    @property
+    def tokens(self) -> int:
+        """Of both parts."""
+        return len(self.beginning.token_ids) + len(self.rest.token_ids)
 
     @property
     def whole(self) -> Row:
@@ -113,8 +120,7 @@ class InputBuilder:
 
     def build_packed(self, rows: Sequence[Parted]) -> PackedInputs:
         """Forward keywords for all rows as one, each beginning once."""
-        _, which = distinct([row.beginning for row in rows])
-        groups = [[row for row, group in enumerate(which) if group == number] for number in range(max(which) + 1)]
+        groups = _alike([row.beginning for row in rows])
         stretches = [self._stretches([rows[number] for number in group]) for group in groups]
         in_order = [stretch for group in stretches for stretch in group]
         packed, positions = _joined([row for row, _ in in_order]), torch.cat([places for _, places in in_order], dim=1)
@@ -124,7 +130,8 @@ class InputBuilder:
         inputs["attention_mask"] = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
         sizes = [[len(row.token_ids) for row, _ in group] for group in stretches]
         inputs["attend"] = Packing.of(sizes, device)
-        return PackedInputs(inputs, *(one.to(device) for one in _places(groups, sizes)))
+        shape = len(rows), max(row.tokens for row in rows)
+        return PackedInputs(inputs, shape, *(one.to(device) for one in _places(groups, sizes)))
 
     def _stretches(self, alike: Sequence[Parted]) -> list[tuple[Row, torch.Tensor]]:
         """The beginning that these rows have in common, then the rest of each; with the positions of their tokens."""
@@ -189,6 +196,14 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     which = [numbers.setdefault(row.key, len(numbers)) for row in rows]
     found = dict(zip(which, rows, strict=True))
     return [found[number] for number in range(len(numbers))], which
+
+
+def _alike(rows: Sequence[Row]) -> list[list[int]]:
+    """The numbers of those that say and show the same."""
+    groups: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.key, []).append(number)
+    return list(groups.values())
 
 
 def _places(groups: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]) -> torch.Tensor:

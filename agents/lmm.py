@@ -275,10 +275,9 @@ class LMMPolicy:
         """The same with every trajectory by itself, right-padded. ``input_ids`` is (B, T)."""
         return self._layout.whole_inputs(trajectories)
 
-    @property
-    def packs(self) -> bool:
-        """Whether trajectories are packed into one row, a prompt that several have in common once."""
-        return self._layout.packs
+    def packs(self, trajectories: Sequence[Trajectory]) -> bool:
+        """Whether these are packed into one row, a prompt that several have in common once."""
+        return self._layout.packs(trajectories)
 
     def checkpoint_activations(self) -> None:
         """Have activations made anew for the gradient, in place of keeping them: less memory, about a third slower."""

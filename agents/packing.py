@@ -58,8 +58,14 @@ class Packing:
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[int]], device: torch.device) -> Packing:
-        """Of groups of one row too, and of rests without a token."""
-        return cls(tuple(tuple(filter(None, one if len(one) > 2 else [sum(one)])) for one in groups), device)
+        """Of groups that may have one row only, or rests without a token."""
+        found: list[tuple[int, ...]] = []
+        for beginning, *rests in groups:
+            if len(rests) == 1:  # what nobody shares needs no part of its own
+                found.append((beginning + rests[0],))
+            else:
+                found.append((beginning, *(size for size in rests if size)))
+        return cls(tuple(found), device)
 
     def __call__(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of one packed row of N tokens; ``mask`` is of no use here.
@@ -85,19 +91,22 @@ class Packing:
                 keys, values = torch.cat([begun_key, own_key], dim=2), torch.cat([begun_value, own_value], dim=2)
                 yield layer.attended(asking, keys, values, self._mask(asking, begun.shape[2]))
 
-    def _mask(self, asking: Tensor, begun: int) -> Tensor:
-        """(R, P + R) for a rest (1, heads, R, width): all P tokens of its beginning are seen, its own up to each."""
+    def _mask(self, asking: Tensor, begun: int) -> Tensor | None:
+        """For a rest (1, heads, R, width): all P tokens of its beginning are seen, its own up to each; None for all."""
         size = asking.shape[2]
-        if asking.is_cuda:  # has kernels for just that
+        if size == 1:
+            return None
+        if self.device.type == "cuda":  # has kernels for just that
             return causal_lower_right(size, begun + size)
+        # Of the largest, the columns in which its beginning ends where this one does.
         start = self._most_begun - begun
-        return self._largest_mask(asking.dtype)[:size, start : start + begun + size]
+        return self._largest_mask(asking.dtype)[:, :, :size, start : start + begun + size]
 
     def _largest_mask(self, dtype: torch.dtype) -> Tensor:
-        """Of which those of all rests are parts, so that all layers keep the same one for the gradient."""
+        """(1, 1, R, P + R) of which those of all rests are parts, so that all layers keep the same for the gradient."""
         if dtype not in self._masks:
             begun, size = self._most_begun, max(max(rests) for _, *rests in self.groups if rests)
-            mask = torch.full((size, begun + size), -torch.inf, dtype=dtype, device=self.device)
+            mask = torch.full((1, 1, size, begun + size), -torch.inf, dtype=dtype, device=self.device)
             self._masks[dtype] = mask.triu(begun + 1)
         return self._masks[dtype]
 

@@ -64,6 +64,9 @@ class TokenScorer(nn.Module):
         With ``wanted="values"`` log-probabilities and entropies are left 0 and the states after the last sampled tokens
         are valued too.
         """
+        shape = inputs.shape if isinstance(inputs, PackedInputs) else inputs["input_ids"].shape
+        if loss_mask.shape != shape:
+            raise ValueError(f"expected a loss_mask of shape {tuple(shape)}, got {tuple(loss_mask.shape)}")
         rows, columns = loss_mask.nonzero(as_tuple=True)
         if wanted == "values":
             return self._valued(inputs, loss_mask, rows, columns)
@@ -115,8 +118,6 @@ class TokenScorer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """With every row by itself."""
         ids = inputs["input_ids"]
-        if loss_mask.shape != ids.shape:
-            raise ValueError(f"expected a loss_mask of shape {tuple(ids.shape)}, got {tuple(loss_mask.shape)}")
         # Right padding needs no mask: causal attention never looks ahead.
         kept = {key: value for key, value in inputs.items() if key != "attention_mask"}
         hidden: Tensor = base_model(self.model).model(**kept, use_cache=False).last_hidden_state

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +80,7 @@ class Learner:
         credited = self.algorithm.advantages(played, values=values, total=self.engine.total)
         return dict(zip(groups, credited, strict=True))
 
-    def prepare(self, examples: Iterable[Example], *, updates: int) -> list[MicroBatch]:
+    def prepare(self, examples: Sequence[Example], *, updates: int) -> list[MicroBatch]:
         """Micro-batches of this rank, as many as on every other, with the scores that the algorithm asks for.
 
         Args:
@@ -89,7 +88,7 @@ class Learner:
             updates: that the iteration has; only where there are several, the trainer's scores before the first one
                 take a pass of their own.
         """
-        collated = self._collated_together(self._cut(examples))
+        collated = self._collated_together(examples)
         batches = [(part, self._scored_by_reference(batch)) for part, batch in collated]
         return [(part, self._corrected(batch)) for part, batch in batches] if updates > 1 else batches
 
@@ -177,7 +176,8 @@ class Learner:
         waiting, fitting = list(reversed(prepared)), list[MicroBatch]()
         while waiting:
             part, batch = waiting.pop()
-            if len(part) > 1 and tokens_run(part, packed=self.policy.packs) > self.budget.tokens:
+            packed = self.policy.packs([example.trajectory for example in part])
+            if len(part) > 1 and tokens_run(part, packed=packed) > self.budget.tokens:
                 waiting += reversed(_split(part, batch, self.policy))
             else:
                 fitting.append((part, batch))
@@ -204,8 +204,9 @@ class Learner:
             "optimiser/tokens": counts["passed"],
         }
 
-    def _cut(self, examples: Iterable[Example]) -> list[tuple[Example, ...]]:
-        cut_up = packed_micro_batches if self.policy.packs else micro_batches
+    def _cut(self, examples: Sequence[Example]) -> list[tuple[Example, ...]]:
+        is_packed = self.policy.packs([example.trajectory for example in examples])
+        cut_up = packed_micro_batches if is_packed else micro_batches
         return cut_up(examples, token_budget=self.budget.tokens)
 
     def _size(self, examples: Sequence[Example]) -> UpdateSize:
@@ -222,21 +223,24 @@ class Learner:
             for trajectory in group.trajectories
         ]
         found: dict[int, StateValues] = {}
-        for part, batch in self._collated_together(self._cut(plain)):
+        for part, batch in self._collated_together(plain):
             scores = self.engine.score(batch.inputs, batch.loss_mask, self.temperature, "values")
             rows = zip(part, scores.values.cpu(), scores.last_values.cpu(), batch.loss_mask.cpu(), strict=False)
             for example, values, last, mask in rows:
                 found[id(example.trajectory)] = StateValues(values[mask].numpy(), float(last))
         return [[found[id(trajectory)] for trajectory in group.trajectories] for group in groups]
 
-    def _collated_together(self, parts: Sequence[tuple[Example, ...]]) -> list[MicroBatch]:
-        """The batches of these parts, and of nothing, until this rank has as many as the one with most.
+    def _collated_together(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """Batches of these examples, and of nothing, until this rank has as many as the one with most.
 
         Where parameters are spread over the ranks a pass needs all of them, so all make equally many.
         """
-        rounds = int(self.engine.largest({"rounds": float(len(parts))})["rounds"])
-        padded = [*parts, *[()] * (rounds - len(parts))]
-        with self.engine.gathered() if rounds else nullcontext():  # pictures go through the tower here
+        if not self.engine.largest({"examples": float(len(examples))})["examples"]:
+            return []
+        with self.engine.gathered():  # pictures go through the tower here, and ways to lay out rows are compared
+            parts = self._cut(examples)
+            rounds = int(self.engine.largest({"rounds": float(len(parts))})["rounds"])
+            padded = [*parts, *[()] * (rounds - len(parts))]
             return [(part, self._collated(part or (_IDLE,))) for part in padded]
 
     def _collated(self, examples: Sequence[Example]) -> TokenBatch:

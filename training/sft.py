@@ -99,7 +99,7 @@ def _update(
 ) -> float:
     """One optimiser step; returns the mean loss over all ranks."""
     examples = [Example(t, token_weights(t, policy, plan.observed_weight)) for t in trajectories]
-    cut_up = packed_micro_batches if policy.packs else micro_batches
+    cut_up = packed_micro_batches if policy.packs(trajectories) else micro_batches
     batches = cut_up(examples, token_budget=plan.token_budget)
     local = {"weight": float(sum(example.advantages.sum() for example in examples))}
     total = engine.total(local)["weight"]

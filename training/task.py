@@ -63,8 +63,7 @@ class TrainablePolicy(Protocol):
         """Module with ``forward(inputs, loss_mask, temperature, wanted="scores") -> TokenScores``, on its device."""
         ...
 
-    @property
-    def packs(self) -> bool:
+    def packs(self, trajectories: Sequence[Trajectory]) -> bool:
         """Whether ``scorer`` pads nothing and runs a common prompt only once; decides how many fit a pass."""
         ...
 

@@ -55,3 +55,19 @@ def test_a_layer_that_does_not_ask_is_noticed() -> None:
     forward = layer.forward
     layer.forward = lambda *given, attend=None, **named: forward(*given, **named)
     assert not takes_attend(model)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"sliding_window": 4096}, {"index_topk": 48}, {"layer_types": ["full_attention", "sliding_attention"]}]
+)
+def test_layers_that_see_less_than_all_do_not_heed_it(limit: dict[str, Any]) -> None:
+    model = base_model(adapted_policy("qwen2_5_vl").model)
+    for name, value in limit.items():
+        setattr(model.config.get_text_config(), name, value)
+    assert not takes_attend(model)
+
+
+def test_a_model_that_is_called_in_another_way_does_not_heed_it() -> None:
+    model = base_model(adapted_policy("qwen2_5_vl").model)
+    model.model = None
+    assert not takes_attend(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, adapted_policy
-from test_packing import group, mask_of
+from test_packing import cut, group, mask_of
 
 from agents.critic import CriticSettings
 from agents.engines.contract import SamplingLimits
@@ -41,6 +41,7 @@ def values_by_hand(policy: LMMPolicy, played: Trajectory) -> tuple[list[float], 
 def test_values_are_those_of_every_row_alone(family: str) -> None:
     policy = valuing(family)
     played = [*group(policy, 0, 3), *group(policy, 1, 2)]
+    played[1] = cut(played[1], 1)
     mask = mask_of(played)
     layouts = policy.forward_inputs(played), policy.whole_inputs(played)
     assert len({type(layout) for layout in layouts}) == 2

@@ -118,10 +118,50 @@ def test_nothing_is_packed_where_the_tower_is_trained(policy: LMMPolicy, episode
     tower = next(p for name, p in policy.model.named_parameters() if "vis" in name)
     tower.requires_grad_(True)
     try:
-        assert not policy.packs
+        assert not policy.packs(episodes)
         assert isinstance(policy.forward_inputs(episodes[:4]), dict)
     finally:
         tower.requires_grad_(False)
+
+
+def cut(played: Trajectory, tokens: int) -> Trajectory:
+    """The first turn alone, its completion so many tokens long."""
+    said = played.turns[0].completion
+    shorter = replace(said, token_ids=said.token_ids[:tokens], logprobs=said.logprobs[:tokens])
+    return replace(played, turns=(replace(played.turns[0], completion=shorter),))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_rests_may_be_of_one_token_or_none(
+    policy: LMMPolicy, episodes: list[Trajectory], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the masks of either device: those for CUDA are made into plain ones where its kernels are not at hand."""
+    played = [cut(episodes[0], 1), episodes[1], cut(episodes[2], 0), cut(episodes[3], 2), cut(episodes[4], 1)]
+    of = Packing.of
+    monkeypatch.setattr(Packing, "of", lambda groups, device: replace(of(groups, device), device=torch.device(kind)))
+    mask = mask_of(played)
+    packed = policy.forward_inputs(played)
+    assert isinstance(packed, PackedInputs)
+    fast, plain = (scored(policy, inputs, mask) for inputs in (packed, policy.whole_inputs(played)))
+    torch.testing.assert_close(fast[0], plain[0], atol=1e-5, rtol=0)
+    for one, other in zip(fast[2], plain[2], strict=True):
+        assert float((one - other).norm()) <= 1e-4 * float(other.norm())
+
+
+def test_one_token_needs_no_mask() -> None:
+    """Given one, transformers lays heads out as tokens, and kernels that know a mask by its kind take them for such."""
+    for kind in ("cpu", "cuda"):
+        packing = Packing.of([(5, 1, 3)], torch.device(kind))
+        assert packing._mask(torch.zeros(1, 2, 1, 8), 5) is None
+        mask = packing._mask(torch.zeros(1, 2, 3, 8), 5)
+        assert mask is not None and mask.shape[-2:] == (3, 8)
+
+
+def test_a_mask_of_another_shape_is_refused(policy: LMMPolicy, episodes: list[Trajectory]) -> None:
+    for inputs in (policy.forward_inputs(episodes[:3]), policy.whole_inputs(episodes[:3])):
+        for wrong in (mask_of(episodes[:3])[:, :-1], mask_of(episodes[:3])[:2]):
+            with pytest.raises(ValueError, match=r"expected a loss_mask of shape \(3, "):
+                policy.scorer(inputs, wrong)
 
 
 def blind(packing: Packing, layer: Layer, query: Any, key: Any, value: Any, mask: Any) -> torch.Tensor:
@@ -148,12 +188,14 @@ def test_the_comparison_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, fau
         monkeypatch.setattr(Packing, "__call__", blind)
     else:
         monkeypatch.setattr(InputBuilder, "build_packed", shifted if fault == "positions" else failing)
-    with pytest.warns(PolicyWarning, match="got a gap of .*every episode is run by itself from now on"):
+    with pytest.warns(
+        PolicyWarning, match="got .*(a gap of|PolicyError: no).*every episode is run by itself from now on"
+    ):
         assert isinstance(policy.forward_inputs(played), dict)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PolicyWarning)
         assert isinstance(policy.forward_inputs(played), dict)  # said once
-    assert not policy.packs
+    assert not policy.packs(played)
 
 
 def test_groups_are_compared_after_episodes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,21 +209,36 @@ def test_groups_are_compared_after_episodes_alone(monkeypatch: pytest.MonkeyPatc
         assert isinstance(policy.forward_inputs(played), dict)
 
 
+def test_much_longer_episodes_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a layer looks back only so far, and does not say so."""
+    policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=8))
+    played = group(policy, 0, 2)
+    short = [cut(one, 2) for one in played]
+    assert isinstance(policy.forward_inputs(short), PackedInputs)
+    monkeypatch.setattr(Packing, "__call__", blind)
+    assert isinstance(policy.forward_inputs(short), PackedInputs)
+    size = len(short[0].token_ids)
+    long = replace(played[0], turns=(played[0].turns[0], *[played[0].turns[1]] * (2 * size // 8)))
+    assert len(long.token_ids) > 2 * size
+    with pytest.warns(PolicyWarning, match="got a gap of"):
+        assert isinstance(policy.forward_inputs([long, short[1]]), dict)
+
+
 def test_attention_that_cannot_be_packed_is_told() -> None:
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=8))
     played = group(policy, 0, 3)
     policy.model.get_base_model().set_attn_implementation({"text_config": "eager"})
     other = LMMPolicy(policy.model, policy.renderer.processor)
-    assert not other.packs
     with pytest.warns(PolicyWarning, match="expected a model whose attention can be told"):
-        assert isinstance(other.forward_inputs(played), dict)
+        assert not other.packs(played)
+    assert isinstance(other.forward_inputs(played), dict)  # said once
 
 
 def test_a_sliding_window_is_not_packed() -> None:
     policy = adapted_policy("qwen2_5_vl", limits=SamplingLimits(max_new_tokens=8))
     played = group(policy, 0, 3)
     policy.model.get_base_model().model.language_model.layers[1].self_attn.sliding_window = 4096
-    with pytest.warns(PolicyWarning, match="got a gap of inf"):
+    with pytest.warns(PolicyWarning, match="got PolicyError: expected attention to all tokens before"):
         assert isinstance(policy.forward_inputs(played), dict)
 
 
@@ -193,7 +250,7 @@ def test_activations_that_are_made_anew_change_nothing(family: str) -> None:
     kept = scored(policy, policy.forward_inputs(played), mask)
     policy.checkpoint_activations()
     packed = policy.forward_inputs(played)
-    assert isinstance(packed, PackedInputs) and policy.packs
+    assert isinstance(packed, PackedInputs) and policy.packs(played)
     anew = scored(policy, packed, mask)
     torch.testing.assert_close(anew[0], kept[0], atol=1e-5, rtol=0)
     for one, other in zip(anew[2], kept[2], strict=True):

@@ -100,10 +100,11 @@ class GuessScorer(nn.Module):
 class GuessPolicy:
     """The scorer as a trainable policy that can sample."""
 
-    packs = False
-
     def __init__(self, *, critic: bool = False) -> None:
         self.scorer = GuessScorer(critic=critic)
+
+    def packs(self, trajectories: Sequence[Trajectory]) -> bool:
+        return False
 
     def forward_inputs(self, trajectories: Sequence[Trajectory]) -> Mapping[str, Any]:
         rows = [torch.tensor(trajectory.token_ids) for trajectory in trajectories]

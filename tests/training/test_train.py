@@ -439,7 +439,8 @@ def test_a_pass_for_other_ranks_sake_changes_nothing(place: Place, name: str) ->
     run = run_of(recipe(algorithm={"name": name, "kl_coefficient": 0.1}), place)
     learner, before = run.learner, weights(run)
     record = LearningRecord.of(run.algorithm)
-    learner.engine.largest = lambda values: dict(values) | {name: 2.0 for name in values if name == "rounds"}  # type: ignore
+    largest = {"examples": 2.0, "rounds": 2.0}
+    learner.engine.largest = lambda values: {name: largest.get(name, values[name]) for name in values}  # type: ignore
     prepared = learner.prepare([], updates=1)
     assert [part for part, _ in prepared] == [(), ()]
     learner.engine.total = lambda values: dict.fromkeys(values, 9.0)  # type: ignore[method-assign]
