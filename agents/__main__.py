@@ -22,7 +22,7 @@ from agents.policy import Policy
 from agents.recording import write_recording
 from agents.tables import evaluation_table
 from agents.workflows import WORKFLOWS, Workflow
-from mmsearch_env.errors import ConfigError, MMSearchError
+from mmsearch_env.errors import ConfigError, MMSearchError, PolicyError
 from mmsearch_env.questions import QuestionSet
 from mmsearch_env.resources import resolve_questions
 
@@ -91,6 +91,9 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
         chosen = [WORKFLOWS[name] for name in options.workflow or ["on_demand"]]
         evaluations = [_scored(policy, playing, questions, workflow, options.seed, console) for workflow in chosen]
     Console().print(evaluation_table(evaluations))
+    for evaluation in evaluations:
+        if evaluation.unplayed:
+            Console().print(f"{evaluation.workflow}: {evaluation.unplayed} of {len(questions)} questions not played")
     if options.record is not None:
         count = sum(write_recording(options.record, evaluation.trajectories) for evaluation in evaluations)
         Console().print(f"{count} episodes added to {options.record}", highlight=False, soft_wrap=True)
@@ -103,7 +106,13 @@ def _scored(
 ) -> Evaluation:
     with _Bar(console, workflow.name, len(questions)) as bar:
         make_env = playing.make_env(workflow)
-        return evaluate(policy, make_env, questions, seed=seed, workflow=workflow, on_episode=lambda _: bar.advance(1))
+        found = evaluate(policy, make_env, questions, seed=seed, workflow=workflow, on_episode=lambda _: bar.advance(1))
+    if found.unplayed == len(questions):
+        raise PolicyError(
+            f"expected questions that can be played, got none of {len(questions)}: all were cut off before their first "
+            "turn; check that the end point is running and reachable (--endpoint), or --max-context-tokens and pictures"
+        )
+    return found
 
 
 def _label(options: argparse.Namespace, console: Console) -> None:

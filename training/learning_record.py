@@ -20,7 +20,7 @@ class LearningRecord:
     Attributes:
         sums: metric of the algorithm -> sum over sampled tokens, over all updates.
         trained_tokens: sampled tokens that went into updates, each as often as it did.
-        passed_tokens: tokens run through training passes, padding excluded.
+        passed_tokens: tokens of the episodes in training passes, a prompt for each, though it may be run once for all.
         gap_sum: sum of |trainer - sampler| log-probability over the first update's sampled tokens.
         gap_tokens: how many these were.
         gap_max: the largest.

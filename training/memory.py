@@ -139,7 +139,7 @@ def described(config: RunConfig, *, processes: int) -> list[str]:
     memory = estimate(config, shapes, processes=processes)
     parts = "  ".join(
         f"{name} {_gib(getattr(memory, name))}"
-        for name in ("frozen", "trained", "gradients", "optimiser", "activations", "logits")
+        for name in ("frozen", "trained", "gradients", "optimiser", "activations", "logits", "features")
     )
     return [
         f"parameters  {shapes.frozen:,} frozen, {shapes.trained:,} trained",

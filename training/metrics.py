@@ -78,7 +78,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "optimiser/tokens",
         "tokens",
-        "Tokens that went through these updates, each as often as it did, prompts included.",
+        "Tokens of the episodes that went through these updates, each as often as it did; a prompt counts for each.",
     ),
     Metric("optimiser/skipped", "updates", "Updates skipped in this iteration because the gradient was not finite."),
     Metric("speed/iteration_s", "seconds", "Wall time of the iteration."),
@@ -86,7 +86,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("speed/learn_share", "share", "Of it, spent learning."),
     Metric("speed/other_share", "share", "Of it, everything else (measuring, evaluation during training)."),
     Metric("speed/sampled_tokens_per_s", "tokens/s", "Tokens sampled per second of playing, over all ranks."),
-    Metric("speed/learnt_tokens_per_s", "tokens/s", "Tokens run through training per second of it, over all ranks."),
+    Metric(
+        "speed/learnt_tokens_per_s",
+        "tokens/s",
+        "Tokens of the episodes learnt from, counted as optimiser/tokens, per second of it, over all ranks.",
+    ),
     Metric("evaluation/reward", "", "Mean return on questions that are not trained on."),
     Metric("evaluation/accuracy", "share", "Their mean answer metric."),
     Metric("evaluation/search_ratio", "share", "Share of them that searched."),

@@ -118,6 +118,9 @@ def _swept(options: argparse.Namespace, console: Console) -> list[Row]:
     key, _, values = options.vary.partition("=")
     if not values:
         raise ConfigError(f"--vary: expected section.key=A,B, got {options.vary!r}")
+    for override in options.overrides:
+        if override.startswith(("seed=", "output.folder=")):
+            raise ConfigError(f"expected no {override!r}, since a sweep sets it for each run; use --seeds and --folder")
     plans: dict[str, list[list[str]]] = {}
     for value in values.split(","):
         folder = options.folder / value

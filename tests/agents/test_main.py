@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,13 @@ def test_a_run_that_has_not_ended_is_no_run_to_play(model: Path, tmp_path: Path)
     (tmp_path / "recipe.json").write_text((model.parent / "run" / "recipe.json").read_text())
     with pytest.raises(DataError, match="expected a finished run"):
         Playing.of_run(tmp_path, device="cpu")
+
+
+def test_a_dead_end_point_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:  # bound and not listening: nobody answers
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        arguments = ["evaluate", "--endpoint", url, "--model", "any", "--limit", "2", "--out", str(tmp_path / "o.json")]
+        assert main(arguments) == 2
+    assert "got none of 2" in capsys.readouterr().err
+    assert not (tmp_path / "o.json").exists()

@@ -68,4 +68,8 @@ def test_a_mistake_is_told_before_anything_is_trained(tmp_path: Path, capsys: py
     assert "algorithm.name: expected" in capsys.readouterr().err
     assert sweep.main(["quickstart", "--vary", "algorithm.name", "--folder", str(tmp_path)]) == 2
     assert "--vary: expected section.key=A,B" in capsys.readouterr().err
+    for given in ("output.folder=elsewhere", "seed=3"):
+        arguments = ["quickstart", given, "--vary", "algorithm.name=grpo,rloo", "--folder", str(tmp_path)]
+        assert sweep.main(arguments) == 2
+        assert f"expected no '{given}'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
