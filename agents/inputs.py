@@ -140,10 +140,10 @@ class InputBuilder:
         rests = [(row.rest, self.positions(row.whole)[:, after]) for row in alike]
         return [(beginning, self.positions(beginning)), *rests]
 
-    def build_rests(self, rows: Sequence[Parted], *, padding: Literal["left", "right"]) -> dict[str, Any]:
-        """Forward keywords for what follows the beginnings, which the model has read."""
+    def build_rests(self, rows: Sequence[Parted]) -> dict[str, Any]:
+        """Forward keywords for what follows the beginnings, which the model has read; left-padded."""
         places = [self.positions(row.whole)[:, len(row.beginning.token_ids) :] for row in rows]
-        return self._built([row.rest for row in rows], places, padding)
+        return self._built([row.rest for row in rows], places, "left")
 
     def _built(
         self, rows: Sequence[Row], places: Sequence[torch.Tensor], padding: Literal["left", "right"]
@@ -192,10 +192,9 @@ class InputBuilder:
 
 def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     """The rows that differ, in order of their first appearance, and which of them each row is."""
-    numbers: dict[tuple[tuple[int, ...], tuple[str, ...]], int] = {}
-    which = [numbers.setdefault(row.key, len(numbers)) for row in rows]
-    found = dict(zip(which, rows, strict=True))
-    return [found[number] for number in range(len(numbers))], which
+    groups = _alike(rows)
+    which = {number: group for group, numbers in enumerate(groups) for number in numbers}
+    return [rows[numbers[0]] for numbers in groups], [which[number] for number in range(len(rows))]
 
 
 def _alike(rows: Sequence[Row]) -> list[list[int]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.recording import from_json, to_json
 from mmsearch_env.images import Image
-from training.batch import CriticTargets, Example
+from training.batch import CriticTargets, Example, tokens_run
 from training.engine import Engine
 
 _TOLERANCE = 0.05
@@ -44,7 +44,7 @@ def balanced(groups: Mapping[int, Sequence[Example]], engine: Engine) -> dict[in
     found = dict(groups)
     if engine.place.world_size == 1:
         return found
-    own = {place: cost(examples) for place, examples in groups.items()}
+    own = {place: tokens_run(examples, packed=True) for place, examples in groups.items()}
     costs = [{int(place): size for place, size in json.loads(text).items()} for text in engine.texts(json.dumps(own))]
     for move in moves(costs):
         text = packed(found.pop(move.group)) if engine.place.rank == move.source else ""
@@ -52,14 +52,6 @@ def balanced(groups: Mapping[int, Sequence[Example]], engine: Engine) -> dict[in
         if engine.place.rank == move.target:
             found[move.group] = unpacked(text)
     return found
-
-
-def cost(examples: Sequence[Example]) -> int:
-    """Tokens that a group's examples run through the model: their prompt once, and what follows it."""
-    if not examples:
-        return 0
-    prompt = len(examples[0].prompt[0])
-    return prompt + sum(example.length - prompt for example in examples)
 
 
 def moves(costs: Sequence[Mapping[int, int]]) -> list[Move]:

@@ -175,7 +175,7 @@ class Reader:
 
     def _continued(self, rows: Sequence[Parted], kept: Sequence[_Kept]) -> Reading:
         """Rows of which the beginning is remembered."""
-        inputs = self._builder.build_rests(rows, padding="left")
+        inputs = self._builder.build_rests(rows)
         cache = RoomyCache(self._network.config.get_text_config())
         for number, layer in enumerate(cache.layers):
             pairs = [one.layers[number] for one in kept]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsearch_env.images import Image
-from training.balance import Move, balanced, cost, moves, packed, unpacked
+from training.balance import Move, balanced, moves, packed, unpacked
 from training.batch import CriticTargets, Example
 from training.engine import Engine, Place
 
@@ -55,12 +55,6 @@ def test_a_group_arrives_as_it_left() -> None:
     assert (found.advantages == wanted.advantages).all() and found.end == wanted.end
     assert (found.critic.returns == wanted.critic.returns).all()
     assert (found.critic.old_values == wanted.critic.old_values).all()
-
-
-def test_a_prompt_counts_once() -> None:
-    one = example()
-    assert cost([one, one]) == one.length + one.length - len(one.prompt[0])
-    assert cost([]) == 0
 
 
 def test_one_rank_keeps_what_it_has(place: Place) -> None:
